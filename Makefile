@@ -1,0 +1,39 @@
+# Everything a person or CI runs. Each target sets up what it needs.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint fmt proto bench-router clean
+
+help: ## show this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install uv and the locked environments (no root needed)
+	@tools/bootstrap
+
+demo: setup ## run the quickstart agent in a sandbox, attack it, print the proofs (MODEL=local: a real small model)
+	@$(BIN)/python examples/quickstart/demo.py $(if $(MODEL),--model $(MODEL))
+
+test: setup ## run the tests (attacks included), as root or not
+	@$(BIN)/pytest -q
+
+lint: setup ## format check, lint, types, import rules, contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy proto/generate.py services sdk runtimes cli examples tests
+	@$(BIN)/lint-imports
+	@$(BIN)/buf lint
+
+fmt: setup ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: setup ## regenerate the Python stubs from proto/
+	@.bootstrap/bin/uv sync --locked --quiet --reinstall-package kars-proto
+
+bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
+	@$(BIN)/python tests/bench/router/run.py
+
+clean: ## remove everything that was built or installed here
+	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The kars command."""

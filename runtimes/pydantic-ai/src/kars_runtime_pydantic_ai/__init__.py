@@ -1,0 +1,1 @@
+"""Runs a Pydantic AI agent in a kars sandbox."""

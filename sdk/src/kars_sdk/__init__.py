@@ -1,0 +1,1 @@
+"""The agent's side of kars: what runs inside a sandbox."""

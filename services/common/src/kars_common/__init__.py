@@ -1,0 +1,1 @@
+"""What every kars service needs and that belongs to none."""

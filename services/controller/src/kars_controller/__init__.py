@@ -1,0 +1,1 @@
+"""Reconciles kars resources, issues identities, signs and distributes policy."""
