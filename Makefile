@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto bench-router clean
+.PHONY: help setup demo test lint fmt proto proto-accept bench-router clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,7 @@ lint: setup ## format check, lint, types, import rules, contracts
 	@$(BIN)/mypy proto/generate.py services sdk runtimes cli examples tests
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
+	@$(BIN)/buf breaking proto --against proto/accepted.json
 
 fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff format .
@@ -30,6 +31,9 @@ fmt: setup ## format and fix what can be fixed
 
 proto: setup ## regenerate the Python stubs from proto/
 	@.bootstrap/bin/uv sync --locked --quiet --reinstall-package kars-proto
+
+proto-accept: setup ## promise the contracts as they are now (at a release)
+	@$(BIN)/buf build proto -o proto/accepted.json --exclude-source-info
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
