@@ -1,0 +1,525 @@
+"""The audit log of one service: append, make durable, sign, prove.
+
+One process writes one directory (locked). `append` redacts, encodes, chains and hands the record to the kernel
+before it returns, so a killed process loses nothing that was appended; `durable` waits for the disk, which is what
+must happen before a result is released. Signed heads cover durable records only, so a power cut never turns an
+honest log into one that contradicts its own signature. Any failure to write makes the log refuse for ever.
+
+Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close` to its event loop).
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from kars_common.audit import canonical, merkle, notes, recovery, segments
+from kars_common.audit.canonical import Json
+from kars_common.audit.commit import GroupCommit, Sync
+from kars_common.audit.redaction import Redactor
+from kars_common.audit.tree import TreeFile
+from kars_common.errors import ConflictError, InvalidInputError, OutOfRangeError, UnavailableError
+
+VERSION = 1
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}(?:\.[a-z][a-z0-9_]{0,31}){0,3}")
+_RESERVED = frozenset({"v", "seq", "time", "origin", "type", "prev"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How large things may get."""
+
+    max_segment_bytes: int = 16 * 1024 * 1024
+    """A segment is closed when it has reached this size."""
+    max_segment_age_s: float = 24 * 3600.0
+    """A segment is closed when its first record is this old."""
+    max_record_bytes: int = 64 * 1024
+    """A larger record is refused."""
+    max_string_chars: int = 8192
+    """Longer strings in a record are cut."""
+    checkpoint_interval_s: float = 5.0
+    """How often `run` signs a new head."""
+
+
+class AuditLog:
+    """An append-only, tamper-evident log in a directory."""
+
+    def __init__(
+        self,
+        directory: Path,
+        origin: str,
+        signer: Ed25519PrivateKey,
+        limits: Limits,
+        tree: TreeFile,
+        state: recovery.Recovered,
+        lock_fd: int,
+        clock_s: Callable[[], float],
+    ) -> None:
+        self.directory = directory
+        self.origin = origin
+        self.redactor = Redactor(max_string_chars=limits.max_string_chars)
+        self.recovered_torn = state.torn
+        self._signer = signer
+        self._limits = limits
+        self._tree = tree
+        self._segment = state.segment
+        self._segment_bytes = state.segment_bytes
+        self._segment_started_s = state.segment_started_s
+        self._edge = state.edge
+        self._prev = state.prev
+        self._lock_fd = lock_fd
+        self._clock_s = clock_s
+        self._fd = _open_segment(state.segment.path)
+        self._retired_fds: list[int] = []
+        self._failure: str | None = None
+        self._closed = False
+        self._second = -1
+        self._second_text = ""
+        self._durable_edge = state.edge.copy()
+        self._syncing_edge = self._durable_edge
+        self._grown: asyncio.Future[None] | None = None
+        self._commit = GroupCommit(self._begin_sync, self._end_sync)
+        self._commit.durable = state.edge.size
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path | str,
+        origin: str,
+        signer: Ed25519PrivateKey,
+        *,
+        max_segment_bytes: int = Limits.max_segment_bytes,
+        max_segment_age_s: float = Limits.max_segment_age_s,
+        max_record_bytes: int = Limits.max_record_bytes,
+        max_string_chars: int = Limits.max_string_chars,
+        checkpoint_interval_s: float = Limits.checkpoint_interval_s,
+        clock_s: Callable[[], float] = time.time,
+    ) -> "AuditLog":
+        """Open or create a log and hold its lock until `close`. Blocks: reads the last segment.
+
+        A torn last line is cut off and recorded as `log.recovered`.
+
+        Args:
+            directory: Created with mode 0700 when missing.
+            origin: Who writes here; names the log in every record and checkpoint.
+            signer: The log's key; must be the one that signed the existing checkpoints.
+            max_segment_bytes: See `Limits`.
+            max_segment_age_s: See `Limits`.
+            max_record_bytes: See `Limits`.
+            max_string_chars: See `Limits`.
+            checkpoint_interval_s: See `Limits`.
+            clock_s: The wall clock, for tests.
+
+        Raises:
+            ConflictError: `audit_log_locked`, another process has it.
+            FailedPreconditionError: `audit_log_damaged`, `audit_log_truncated` or `audit_key_mismatch`.
+            UnavailableError: `audit_unavailable`, the directory cannot be read or written.
+        """
+        path = Path(directory)
+        notes.check_name(origin)
+        limits = Limits(
+            max_segment_bytes=max_segment_bytes,
+            max_segment_age_s=max_segment_age_s,
+            max_record_bytes=max_record_bytes,
+            max_string_chars=max_string_chars,
+            checkpoint_interval_s=checkpoint_interval_s,
+        )
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock_fd = _lock(path)
+        except OSError as exc:
+            raise UnavailableError("audit_unavailable", f"audit directory is unusable: {exc}") from exc
+        try:
+            tree = TreeFile(path / segments.TREE)
+            state = recovery.recover(path, tree, origin, signer.public_key())
+            segments.replace_file(
+                path / segments.KEY, f"{notes.verifier_key(origin, signer.public_key())}\n".encode()
+            )
+            log = cls(path, origin, signer, limits, tree, state, lock_fd, clock_s)
+            os.fdatasync(
+                log._fd
+            )  # what an earlier process left in the page cache counts as durable from here
+        except OSError as exc:
+            os.close(lock_fd)
+            raise UnavailableError("audit_unavailable", f"audit log cannot be opened: {exc}") from exc
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        if state.torn is not None:
+            log.append("log.recovered", state.torn)
+        return log
+
+    @property
+    def size(self) -> int:
+        """How many records were appended; the next one's sequence number."""
+        return self._edge.size
+
+    @property
+    def durable_size(self) -> int:
+        """How many records are known to be on disk."""
+        return self._commit.durable
+
+    @property
+    def first_seq(self) -> int:
+        """The first sequence number that was not pruned."""
+        return segments.list_segments(self.directory)[0].first_seq
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that verifies this log's checkpoints."""
+        return self._signer.public_key()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the log refuses because a write or sync failed."""
+        return self._failure is not None
+
+    def append(self, type: str, fields: Mapping[str, object]) -> int:  # noqa: A002 - the record's own field name
+        """Write one record and return its sequence number. Does not wait for the disk.
+
+        Args:
+            type: What happened, as dotted lower-case words (`call.denied`).
+            fields: The record's own fields; secrets are redacted, long strings cut.
+
+        Raises:
+            InvalidInputError: `audit_type_invalid`, `audit_field_reserved`, `audit_field_invalid` or
+                `audit_record_too_large`; nothing was written.
+            UnavailableError: `audit_unavailable`, now and for every later call.
+        """
+        if self._failure is not None:
+            raise UnavailableError("audit_unavailable", self._failure)
+        line = self._encode(type, fields)
+        now_s = self._clock_s()
+        if self._segment_bytes and self._rotation_due(now_s):
+            self._rotate()
+            self._segment_started_s = None
+        if self._segment_started_s is None:
+            self._segment_started_s = now_s
+        self._write(line)
+        leaf = merkle.leaf_hash(line)
+        completed: list[bytes] = []
+        seq = self._edge.size
+        self._edge.append(leaf, completed)
+        self._tree.extend(completed)
+        self._prev = leaf.hex()
+        self._segment_bytes += len(line) + 1
+        return seq
+
+    def _encode(self, kind: str, fields: Mapping[str, object]) -> bytes:
+        if not _TYPE.fullmatch(kind):
+            raise InvalidInputError("audit_type_invalid", f"not a record type: {kind[:100]!r}")
+        record = canonical.normalise(fields)
+        if not _RESERVED.isdisjoint(record):
+            raise InvalidInputError("audit_field_reserved", f"reserved: {sorted(_RESERVED & record.keys())}")
+        if self.redactor.suspicious(record):
+            record = self.redactor.redact_fields(record)
+        record["v"] = VERSION
+        record["seq"] = self._edge.size
+        record["time"] = self._timestamp()
+        record["origin"] = self.origin
+        record["type"] = kind
+        record["prev"] = self._prev
+        try:
+            line = canonical.encode(record)
+        except InvalidInputError:
+            line = canonical.encode(canonical.scrub(record))
+        if len(line) > self._limits.max_record_bytes:
+            raise InvalidInputError(
+                "audit_record_too_large",
+                f"record of {len(line)} bytes, at most {self._limits.max_record_bytes}",
+            )
+        return line
+
+    def _timestamp(self) -> str:
+        now_s = self._clock_s()
+        second = int(now_s)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((now_s - second) * 1000):03d}Z"
+
+    def _write(self, line: bytes) -> None:
+        data = line + b"\n"
+        try:
+            written = os.write(self._fd, data)
+            if written != len(data):  # a full disk shows as a short write first
+                raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes")
+        except OSError as exc:
+            self._fail(f"audit log cannot be written: {exc}")
+            self._cut_back()
+            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
+
+    def _fail(self, reason: str) -> None:
+        self._failure = self._failure or reason
+
+    def _cut_back(self) -> None:
+        """Take the half-written record out again, so that it never looks like one."""
+        try:
+            os.ftruncate(self._fd, self._segment_bytes)
+        except OSError:
+            return  # recovery cuts a torn last line as well
+
+    def _rotation_due(self, now_s: float) -> bool:
+        if self._segment_bytes >= self._limits.max_segment_bytes:
+            return True
+        started_s = self._segment_started_s
+        return started_s is not None and now_s - started_s >= self._limits.max_segment_age_s
+
+    def _rotate(self) -> None:
+        """Seal the segment: sync it, sign the head at its end, begin the next. Blocks for a few syncs."""
+        following = segments.segment(self.directory, self._edge.size)
+        try:
+            os.fdatasync(self._fd)
+            self._tree.flush()
+            edge = "".join(f"{digest.hex()}\n" for digest in self._edge.edge)
+            segments.replace_file(following.edge_path, edge.encode())
+            segments.replace_file(following.checkpoint_path, self._sign(self._edge))
+            fd = _open_segment(following.path)
+            segments.sync_directory(self.directory)
+        except OSError as exc:
+            self._fail(f"audit segment cannot be closed: {exc}")
+            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
+        if self._commit.busy:  # the worker may be syncing the old descriptor
+            self._retired_fds.append(self._fd)
+        else:
+            os.close(self._fd)
+        self._fd = fd
+        self._segment = following
+        self._segment_bytes = 0
+
+    async def durable(self, seq: int) -> None:
+        """Return once the record `seq`, and all before it, are on disk. Shares one sync with other waiters.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+            OutOfRangeError: `audit_seq_out_of_range`, when no such record was appended.
+        """
+        if seq < self._commit.durable:
+            return
+        if seq >= self._edge.size:
+            raise OutOfRangeError("audit_seq_out_of_range", f"record {seq} of {self._edge.size}")
+        await self._commit.wait(seq + 1)
+
+    def _begin_sync(self) -> tuple[int, Sync]:
+        fd = self._fd
+        self._syncing_edge = self._edge.copy()
+        return self._syncing_edge.size, lambda: os.fdatasync(fd)
+
+    def _end_sync(self, _position: int, error: OSError | None) -> None:
+        for fd in self._retired_fds:
+            os.close(fd)
+        self._retired_fds.clear()
+        if error is not None:
+            self._fail(f"audit log cannot be made durable: {error}")
+        else:
+            self._durable_edge = self._syncing_edge
+        grown, self._grown = self._grown, None
+        if grown is not None and not grown.done():
+            grown.set_result(None)
+
+    async def wait_durable_beyond(self, size: int) -> None:
+        """Return once more than `size` records are durable, or the log has failed.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+        """
+        while self.durable_size <= size:
+            if self._failure is not None:
+                raise UnavailableError("audit_unavailable", self._failure)
+            if self._grown is None:
+                self._grown = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._grown)
+
+    def lines(self, start_seq: int = 0, end_seq: int | None = None) -> Iterator[bytes]:
+        """Yield canonical records from `start_seq` up to `end_seq` (default: those appended so far).
+
+        Raises:
+            OutOfRangeError: `audit_seq_out_of_range`, when the start was pruned or is beyond the end.
+        """
+        end_seq = self.size if end_seq is None else min(end_seq, self.size)
+        found = segments.list_segments(self.directory)
+        if not found[0].first_seq <= start_seq <= self.size:
+            raise OutOfRangeError(
+                "audit_seq_out_of_range",
+                f"records {found[0].first_seq} to {self.size} exist, asked for {start_seq}",
+            )
+        return _lines(found, start_seq, end_seq)
+
+    def records(self, start_seq: int = 0, end_seq: int | None = None) -> Iterator[dict[str, Json]]:
+        """Yield records as objects; see `lines`."""
+        return map(canonical.decode, self.lines(start_seq, end_seq))
+
+    def checkpoint(self) -> bytes:
+        """Return a signed head (tlog-checkpoint) over the durable records."""
+        return self._sign(self._durable_edge)
+
+    def _sign(self, edge: merkle.CompactRange) -> bytes:
+        head = notes.Checkpoint(origin=self.origin, size=edge.size, root=edge.root())
+        return notes.sign_checkpoint(head, self._signer)
+
+    def inclusion_proof(self, seq: int, tree_size: int | None = None) -> list[bytes]:
+        """Return the sibling hashes that prove record `seq` in the tree of `tree_size` (default: durable) records.
+
+        Raises:
+            OutOfRangeError: `audit_seq_out_of_range` or `audit_size_out_of_range`.
+        """
+        size = self._provable(self.durable_size if tree_size is None else tree_size)
+        if not 0 <= seq < size:
+            raise OutOfRangeError("audit_seq_out_of_range", f"record {seq} is not in a tree of {size}")
+        return merkle.inclusion_proof(self._tree.read, seq, size)
+
+    def consistency_proof(self, old_size: int, new_size: int | None = None) -> list[bytes]:
+        """Return the hashes that prove that the log only grew between two sizes.
+
+        Raises:
+            OutOfRangeError: `audit_size_out_of_range`.
+        """
+        size = self._provable(self.durable_size if new_size is None else new_size)
+        if not 0 <= old_size <= size:
+            raise OutOfRangeError("audit_size_out_of_range", f"no tree of {old_size} before one of {size}")
+        return merkle.consistency_proof(self._tree.read, old_size, size)
+
+    def root_at(self, size: int) -> bytes:
+        """Return the root hash of the first `size` durable records.
+
+        Raises:
+            OutOfRangeError: `audit_size_out_of_range`.
+        """
+        return self._tree.range(self._provable(size)).root()
+
+    def _provable(self, size: int) -> int:
+        if not 0 <= size <= self.durable_size:
+            raise OutOfRangeError(
+                "audit_size_out_of_range", f"{self.durable_size} records are durable, not {size}"
+            )
+        return size
+
+    def store_checkpoint(self) -> bytes:
+        """Sign the durable head and replace the `checkpoint` file with it. Blocks for a sync.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+        """
+        return self._store(segments.CHECKPOINT, self.checkpoint())
+
+    def store_witnessed(self, note: bytes) -> None:
+        """Replace the `witnessed` file with a note that the caller has verified. Blocks for a sync.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+        """
+        self._store(segments.WITNESSED, note)
+
+    def _store(self, name: str, note: bytes) -> bytes:
+        try:
+            segments.replace_file(self.directory / name, note)
+        except OSError as exc:
+            self._fail(f"audit checkpoint cannot be written: {exc}")
+            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
+        return note
+
+    async def prune(self, before_seq: int, archive: Callable[[Path], None] | None = None) -> int:
+        """Delete closed segments that hold only records before `before_seq`; return the first seq kept.
+
+        A `log.pruned` record says so first, durably. The newest closed segment always stays. What remains
+        verifies as before: it begins with a signed head and the tree's edge at that size.
+
+        Args:
+            before_seq: Records from here on stay.
+            archive: Called with each segment's path before it is deleted; an error from it ends the pruning.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+        """
+        found = segments.list_segments(self.directory)
+        doomed = [a for a, b in zip(found[:-2], found[1:-1], strict=True) if b.first_seq <= before_seq]
+        if not doomed:
+            return found[0].first_seq
+        first_kept = found[len(doomed)].first_seq
+        await self.durable(self.append("log.pruned", {"first_seq": first_kept}))
+        for old in doomed:
+            if archive is not None:
+                archive(old.path)
+            for path in (old.path, old.edge_path, old.checkpoint_path):
+                path.unlink(missing_ok=True)
+        segments.sync_directory(self.directory)
+        return first_kept
+
+    async def run(self) -> None:
+        """Make everything durable and sign a new head every `checkpoint_interval_s`, until cancelled.
+
+        Raises:
+            UnavailableError: `audit_unavailable`.
+        """
+        signed = -1
+        while True:
+            if self.size > self.durable_size:
+                await self.durable(self.size - 1)
+            if self.durable_size != signed:
+                signed = self.durable_size
+                self.store_checkpoint()
+            await asyncio.sleep(self._limits.checkpoint_interval_s)
+
+    async def close(self) -> None:
+        """Make everything durable, sign the last head and release the lock. Idempotent.
+
+        Raises:
+            UnavailableError: `audit_unavailable`, when the last records did not reach the disk.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._failure is None:
+                if self.size > self.durable_size:
+                    await self.durable(self.size - 1)
+                self.store_checkpoint()
+        finally:
+            self._fail("audit log is closed")
+            await self._commit.close()
+            self._release()
+
+    def _release(self) -> None:
+        for fd in (self._fd, *self._retired_fds):
+            os.close(fd)
+        try:
+            self._tree.close()
+        finally:
+            os.close(self._lock_fd)
+
+
+def _open_segment(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _lock(directory: Path) -> int:
+    fd = os.open(directory / segments.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ConflictError("audit_log_locked", f"another process writes {directory}") from None
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lines(found: list[segments.Segment], start_seq: int, end_seq: int) -> Iterator[bytes]:
+    bounds = [segment.first_seq for segment in found[1:]]
+    for part, following in zip(found, [*bounds, end_seq], strict=True):
+        if following <= start_seq or part.first_seq >= end_seq:
+            continue
+        wanted = min(following, end_seq) - max(part.first_seq, start_seq)
+        for line in segments.read_lines(part.path, skip=max(0, start_seq - part.first_seq)):
+            if wanted <= 0:
+                break
+            wanted -= 1
+            yield line.data
