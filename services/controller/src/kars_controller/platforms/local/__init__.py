@@ -1,0 +1,1 @@
+"""The embedded platform: pods run as isolated processes on this machine."""
