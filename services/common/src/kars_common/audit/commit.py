@@ -1,8 +1,9 @@
 """Group commit: one fdatasync for everybody who waits.
 
-While a sync runs, those who come later gather for the next one; nobody waits for more than two. Knows positions
-and a sync function, nothing of records. After a failure every waiter and every later caller gets the same error:
-what the kernel did with the lost pages cannot be known, so a later success would prove nothing.
+While a sync runs, those who come later gather for the next one; nobody waits for more than two. Knows
+positions and a sync function, nothing of records. After a failure every waiter and every later caller gets
+the same error: what the kernel did with the lost pages cannot be known, so a later success would prove
+nothing.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 """The audit log of one service: append, make durable, sign, prove.
 
-One process writes one directory (locked). `append` redacts, encodes, chains and hands the record to the kernel
-before it returns, so a killed process loses nothing that was appended; `durable` waits for the disk, which is what
-must happen before a result is released. Signed heads cover durable records only, so a power cut never turns an
-honest log into one that contradicts its own signature. Any failure to write makes the log refuse for ever.
+One process writes one directory (locked). `append` redacts, encodes, chains and hands the record to the
+kernel before it returns, so a killed process loses nothing that was appended; `durable` waits for the disk,
+which is what must happen before a result is released. Signed heads cover durable records only, so a power
+cut never turns an honest log into one that contradicts its own signature. Any failure to write makes the
+log refuse for ever.
 
 Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close` to its event loop).
 """
@@ -11,6 +12,7 @@ Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close`
 import asyncio
 import errno
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -54,6 +56,7 @@ class AuditLog:
     def __init__(
         self,
         directory: Path,
+        *,
         origin: str,
         signer: Ed25519PrivateKey,
         limits: Limits,
@@ -142,7 +145,16 @@ class AuditLog:
             segments.replace_file(
                 path / segments.KEY, f"{notes.verifier_key(origin, signer.public_key())}\n".encode()
             )
-            log = cls(path, origin, signer, limits, tree, state, lock_fd, clock_s)
+            log = cls(
+                path,
+                origin=origin,
+                signer=signer,
+                limits=limits,
+                tree=tree,
+                state=state,
+                lock_fd=lock_fd,
+                clock_s=clock_s,
+            )
             os.fdatasync(
                 log._fd
             )  # what an earlier process left in the page cache counts as durable from here
@@ -248,9 +260,7 @@ class AuditLog:
     def _write(self, line: bytes) -> None:
         data = line + b"\n"
         try:
-            written = os.write(self._fd, data)
-            if written != len(data):  # a full disk shows as a short write first
-                raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes")
+            _write_all(self._fd, data)
         except OSError as exc:
             self._fail(f"audit log cannot be written: {exc}")
             self._cut_back()
@@ -365,7 +375,11 @@ class AuditLog:
         return notes.sign_checkpoint(head, self._signer)
 
     def inclusion_proof(self, seq: int, tree_size: int | None = None) -> list[bytes]:
-        """Return the sibling hashes that prove record `seq` in the tree of `tree_size` (default: durable) records.
+        """Return the sibling hashes that prove record `seq` in a tree of `tree_size` records.
+
+        Args:
+            seq: The record.
+            tree_size: None means all durable records.
 
         Raises:
             OutOfRangeError: `audit_seq_out_of_range` or `audit_size_out_of_range`.
@@ -439,7 +453,7 @@ class AuditLog:
             UnavailableError: `audit_unavailable`.
         """
         found = segments.list_segments(self.directory)
-        doomed = [a for a, b in zip(found[:-2], found[1:-1], strict=True) if b.first_seq <= before_seq]
+        doomed = [a for a, b in itertools.pairwise(found[:-1]) if b.first_seq <= before_seq]
         if not doomed:
             return found[0].first_seq
         first_kept = found[len(doomed)].first_seq
@@ -493,6 +507,12 @@ class AuditLog:
             self._tree.close()
         finally:
             os.close(self._lock_fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    if written != len(data):  # a full disk shows as a short write first
+        raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes")
 
 
 def _open_segment(path: Path) -> int:

@@ -47,7 +47,8 @@ def check_name(name: str) -> str:
     """Return `name` if it can be an origin and a key name.
 
     Raises:
-        InvalidInputError: `note_name_invalid`, when it is empty or has a space, a plus or a control character.
+        InvalidInputError: `note_name_invalid`, it is empty or has a space, a plus or a control
+            character.
     """
     if not name or "+" in name or any(c.isspace() or unicodedata.category(c) == "Cc" for c in name):
         raise InvalidInputError("note_name_invalid", f"not usable as a key name: {name[:100]!r}")
@@ -78,8 +79,8 @@ def open_checkpoint(note: bytes, public_key: Ed25519PublicKey, origin: str | Non
         origin: What the origin must be; None takes the note's own (the key still decides).
 
     Raises:
-        InvalidInputError: `note_malformed`, `note_unsigned` (no signature by this key), `note_signature_invalid`,
-            `checkpoint_malformed` or `checkpoint_origin_mismatch`.
+        InvalidInputError: `note_malformed`, `note_unsigned` (no signature by this key),
+            `note_signature_invalid`, `checkpoint_malformed` or `checkpoint_origin_mismatch`.
     """
     text, signatures = _split_note(note)
     name = text.split("\n", 1)[0] if origin is None else origin
@@ -113,6 +114,17 @@ def add_signature(note: bytes, line: bytes) -> bytes:
     return joined
 
 
+def keep_signature(note: bytes, name: str) -> bytes:
+    """Return the note with only the signature lines of one key name: what others added is dropped."""
+    text, signatures = _split_note(note)
+    return f"{text}\n{''.join(_line(other, blob) for other, blob in signatures if other == name)}".encode()
+
+
+def signature_names(note: bytes) -> list[str]:
+    """Return the key names of a note's signature lines (unverified)."""
+    return [name for name, _ in _split_note(note)[1]]
+
+
 def open_cosignature(note: bytes, name: str, witness_key: Ed25519PublicKey) -> Cosignature:
     """Verify a witness's cosignature on a note.
 
@@ -134,7 +146,8 @@ def verifier_key(name: str, key: Ed25519PublicKey, *, witness: bool = False) -> 
     """Return the key in C2SP verifier form, `name+id+base64`."""
     kind = _COSIGNATURE if witness else _ED25519
     raw = public_bytes(key)
-    return f"{check_name(name)}+{_key_id(name, kind, raw).hex()}+{base64.b64encode(bytes([kind]) + raw).decode()}"
+    encoded = base64.b64encode(bytes([kind]) + raw).decode()
+    return f"{check_name(name)}+{_key_id(name, kind, raw).hex()}+{encoded}"
 
 
 def parse_verifier_key(text: str) -> tuple[str, Ed25519PublicKey]:

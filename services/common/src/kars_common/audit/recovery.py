@@ -1,11 +1,13 @@
 """Bringing a log back after its process ended, however it ended.
 
-Only the last segment is read: its start is a signed head with the tree's edge beside it. A last line without its
-end was never acknowledged and is cut off; anything else that is wrong is refused, never repaired. What this module
-accepts is what the process may go on appending to; whether the whole log is sound is `verify`'s question.
+Only the last segment is read: its start is a signed head with the tree's edge beside it. A last line
+without its end was never acknowledged and is cut off; anything else that is wrong is refused, never
+repaired. What this module accepts is what the process may go on appending to; whether the whole log is
+sound is `verify`'s question.
 """
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,11 +114,9 @@ def _prev_at(found: list[segments.Segment], edge: merkle.CompactRange) -> str:
     if edge.size & 1:
         return edge.edge[-1].hex()  # the last leaf is itself an edge node
     if len(found) > 1:
-        last = None
-        for last in segments.read_lines(found[-2].path):
-            pass
-        if last is not None and last.complete:
-            return merkle.leaf_hash(last.data).hex()
+        newest = deque(segments.read_lines(found[-2].path), maxlen=1)
+        if newest and newest[0].complete:
+            return merkle.leaf_hash(newest[0].data).hex()
     raise damaged(found[-1].path, 1, 0, "the segment before it is missing")
 
 
@@ -163,13 +163,20 @@ def _replay(state: Recovered, tree: TreeFile, origin: str) -> None:
         if wrong is not None:
             raise damaged(path, number, line.offset, wrong)
         if number == 1:
-            state.segment_started_s = datetime.fromisoformat(str(record.get("time"))).timestamp()
+            state.segment_started_s = _time_s(record, path)
         leaf = merkle.leaf_hash(line.data)
         completed: list[bytes] = []
         state.edge.append(leaf, completed)
         tree.extend(completed)
         state.prev = leaf.hex()
         state.segment_bytes = line.offset + len(line.data) + 1
+
+
+def _time_s(record: dict[str, Json], path: Path) -> float:
+    try:
+        return datetime.fromisoformat(str(record.get("time"))).timestamp()
+    except ValueError as exc:
+        raise damaged(path, 1, 0, "the first record has no time") from exc
 
 
 def _torn_digest(path: Path, offset: int) -> str:

@@ -1,9 +1,9 @@
 """Secrets are taken out of values before they reach a disk.
 
-Three layers: mapping keys that name a secret, patterns of well-known credentials, and exact secrets registered
-at run time (a provider key, a join token). Work is bounded: every pattern is linear in its input (possessive or
-bounded repeats only) and longer strings are cut. A cheap test over a whole encoded record decides whether the
-patterns need to run at all; a property test holds the two to the same answer.
+Three layers: mapping keys that name a secret, patterns of well-known credentials, and exact secrets
+registered at run time (a provider key, a join token). Work is bounded: every pattern is linear in its input
+(possessive or bounded repeats only) and longer strings are cut. A cheap test over a whole encoded record
+decides whether the patterns need to run at all; a property test holds the two to the same answer.
 """
 
 import base64
@@ -21,9 +21,13 @@ MAX_SECRET_CHARS = 4096
 
 _REDACTED = "[REDACTED]"
 _SECRET_KEYS = frozenset(
-    "authorization proxy_authorization api_key apikey x_api_key password passwd passphrase secret client_secret "
-    "access_token refresh_token id_token auth_token bearer_token private_key cookie set_cookie credential "
-    "credentials connection_string secret_key secret_access_key shared_access_key account_key".split()
+    {
+        *("authorization", "proxy_authorization", "cookie", "set_cookie", "credential", "credentials"),
+        *("api_key", "apikey", "x_api_key", "private_key", "secret_key", "secret_access_key"),
+        *("shared_access_key", "account_key", "connection_string", "client_secret", "secret"),
+        *("password", "passwd", "passphrase"),
+        *("access_token", "refresh_token", "id_token", "auth_token", "bearer_token"),
+    }
 )
 
 _A = re.ASCII
@@ -108,7 +112,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
-# Every match of a pattern above holds a match of this, in lower case; in the JSON text of a nested value as well.
+# Every match of a pattern above holds a match of this in lower case, also in the JSON text of nested values.
 _TRIGGER = (
     r"-----begin|eyj|s(?:k[-_]|g\.|ig\s*=|ecret|haredaccess)|[rp]k_|whsec_|gsk_|hf_|npm_|gl(?:sa_|pat-)|dop_v1_|"
     r"lin_api_|x(?:ai-|app-|ox[a-z]-)|p(?:plx-|ypi-|assw|assphrase|wd|rivate[_-]?key)|nvapi-|dckr_pat-|r8-|"
@@ -154,7 +158,7 @@ class Redactor:
         self._innocent.clear()
 
     def suspicious(self, fields: Mapping[str, object]) -> bool:
-        """Tell whether `redact` may change these fields. Never a false no; remembers short innocent strings."""
+        """Tell whether `redact` may change these fields; never a false no. Remembers innocent strings."""
         innocent = self._innocent
         fresh: list[str] = []
         for key, value in fields.items():
@@ -164,7 +168,7 @@ class Redactor:
                 fresh.append(key)
             if value.__class__ is str:
                 if value not in innocent:
-                    fresh.append(value)  # type: ignore[arg-type]  # a str, asked the fast way
+                    fresh.append(value)
             elif isinstance(value, dict | list):
                 try:
                     fresh.append(orjson.dumps(value).decode())

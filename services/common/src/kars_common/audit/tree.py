@@ -1,14 +1,17 @@
 """The file of tree nodes: what makes proofs cheap without holding the log in memory.
 
-Nodes are kept in post-order, 32 bytes each: after every leaf come the inner nodes it completed. The place of a
-node follows from its level and index alone, so a proof reads a handful of hashes. The file is derived from the
-segments; new nodes wait in memory until `flush`, and a lost or damaged file is written again at `AuditLog.open`.
+Nodes are kept in post-order, 32 bytes each: after every leaf come the inner nodes it completed. The place
+of a node follows from its level and index alone, so a proof reads a handful of hashes. The file is derived
+from the segments; new nodes wait in memory until `flush`, and a lost or damaged file is written again at
+`AuditLog.open`.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
+from kars_common.audit.findings import Finding, Problem
 from kars_common.audit.merkle import HASH_BYTES, CompactRange, edge_nodes
 from kars_common.errors import OutOfRangeError
 
@@ -101,3 +104,43 @@ class TreeFile:
         """Flush and close."""
         self.flush()
         os.close(self._fd)
+
+
+class TreeComparison:
+    """Compares a tree file, front to back, with nodes computed from the records."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Open the file, if there is one, at the nodes after a tree of `size` leaves."""
+        self._file = path.open("rb") if path.exists() else None
+        self._name = path.name
+        self._place = node_count(size) * HASH_BYTES
+        if self._file is not None:
+            self._file.seek(self._place)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def compare(self, completed: list[bytes], seq: int) -> Finding | None:
+        """Return where the file differs from the nodes that one leaf completed.
+
+        The end of the file is no difference: the newest nodes may not have been written yet.
+        """
+        if self._file is None:
+            return None
+        expected = b"".join(completed)
+        found = self._file.read(len(expected))
+        if not expected.startswith(found):
+            differing = next(i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b)
+            return Finding(
+                problem=Problem.TREE_MISMATCH,
+                file=self._name,
+                offset=self._place + differing,
+                seq=seq,
+                detail="not the hash of the records",
+            )
+        self._place += len(found)
+        return None
