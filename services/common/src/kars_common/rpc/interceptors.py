@@ -1,0 +1,153 @@
+"""What stands between the wire and every servicer, in this order, outermost first.
+
+1. tracing (OpenTelemetry, put in by the server when it is configured)
+2. `ErrorInterceptor`: turns errors into statuses and logs the unknown ones, once
+3. `AuthorizationInterceptor`: needs 2 to answer for it; nothing after it sees an unknown caller
+4. `DeadlineInterceptor`: bounds unary calls, whatever the client asked for
+
+Knows no service's meaning.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import cast
+
+import grpc
+
+from kars_common import errors, spiffe
+from kars_common.rpc import _handlers, status
+from kars_common.rpc.authorization import AuthorizationTable
+
+_LOG = logging.getLogger(__name__)
+
+Context = _handlers.Context
+Handler = _handlers.Handler
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Runs `around` around every call of every method that exists."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        method = handler_call_details.method.lstrip("/")
+        handler = await _existing(continuation, handler_call_details)
+        return _handlers.wrap(handler, lambda context: self.around(method, context))
+
+    def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
+        """Return the async context manager to run one call in."""
+        raise NotImplementedError
+
+
+class ErrorInterceptor(_Interceptor):
+    """Answers a KarsError with its status and reason, any other error with INTERNAL and no inner text."""
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Map whatever the call raises."""
+        try:
+            yield
+        except errors.KarsError as error:
+            _LOG.info("call refused", extra={"method": method, "reason": error.reason})
+            await _abort(context, error)
+        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+            raise
+        except Exception:  # noqa: BLE001  # the boundary: a servicer's bug ends its call, not the server
+            _LOG.exception("call failed", extra={"method": method})
+            await _abort(context, errors.InternalError("internal", "the server failed to answer this call"))
+
+
+class AuthorizationInterceptor(_Interceptor):
+    """Lets through only callers that the table names for the method."""
+
+    def __init__(self, table: AuthorizationTable, trust_domain: Callable[[], str]) -> None:
+        self._table = table
+        self._trust_domain = trust_domain
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Check the caller before the servicer is entered."""
+        self._table.check(method, peer(context), self._trust_domain())
+        yield
+
+
+class DeadlineInterceptor(_Interceptor):
+    """Ends a unary call at the client's deadline or after `max_unary_s`, whichever is sooner."""
+
+    def __init__(self, max_unary_s: float) -> None:
+        self._max_unary_s = max_unary_s
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Bound unary calls; streams are bounded by their servicers and by keepalive."""
+        handler = await _existing(continuation, handler_call_details)
+        if handler.request_streaming or handler.response_streaming:
+            return handler
+        method = handler_call_details.method.lstrip("/")
+        return _handlers.wrap(handler, lambda context: self.around(method, context))
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Time the call out."""
+        remaining = cast("float | None", context.time_remaining())  # None: the client set no deadline
+        bound = self._max_unary_s if remaining is None else min(max(remaining, 0), self._max_unary_s)
+        try:
+            async with asyncio.timeout(bound) as scope:
+                yield
+        except TimeoutError as exc:
+            if not scope.expired():
+                raise
+            message = f"{method} did not finish within {bound:.1f} s"
+            raise errors.DeadlineExceededError("deadline_exceeded", message) from exc
+
+
+def caller(context: Context) -> spiffe.SpiffeId:
+    """Return the identity that the caller's certificate proved.
+
+    Raises:
+        UnauthenticatedError: `client_certificate_required` when there is no certificate.
+    """
+    identity = peer(context)
+    if identity is None:
+        raise errors.UnauthenticatedError("client_certificate_required", "the caller proved no identity")
+    return identity
+
+
+def peer(context: Context) -> spiffe.SpiffeId | None:
+    """Return the proven identity, or None for a caller without a certificate.
+
+    Raises:
+        UnauthenticatedError: `peer_identity_invalid` when the certificate names no single SPIFFE id.
+    """
+    auth = context.auth_context()
+    if not auth.get("x509_common_name") and not auth.get("x509_pem_cert"):
+        return None
+    uris = list(auth.get("peer_spiffe_id", ()))
+    if len(uris) != 1:
+        raise errors.UnauthenticatedError(
+            "peer_identity_invalid", "the client certificate must name exactly one SPIFFE id"
+        )
+    try:
+        return spiffe.parse_cached(uris[0].decode("ascii"))
+    except (errors.InvalidInputError, UnicodeDecodeError) as exc:
+        raise errors.UnauthenticatedError(
+            "peer_identity_invalid", "the client's SPIFFE id is malformed"
+        ) from exc
+
+
+async def _abort(context: Context, error: errors.KarsError) -> None:
+    answer = status.to_grpc_status(error)
+    await context.abort(answer.code, answer.details, answer.trailing_metadata)
+
+
+async def _existing(continuation: Continuation, details: grpc.HandlerCallDetails) -> Handler:
+    return await continuation(details) or grpc.unary_unary_rpc_method_handler(_no_such_method)
+
+
+async def _no_such_method(_request: bytes, _context: Context) -> bytes:
+    # Reached only when the table has a rule for a method that no servicer implements.
+    raise errors.NotFoundError("method_not_found", "no such method here")
