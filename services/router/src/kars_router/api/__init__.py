@@ -1,0 +1,1 @@
+"""The doors: HTTP towards the agent, gRPC towards operators. Decode, call, encode; no decisions."""

@@ -1,0 +1,71 @@
+"""Read a request's body within its limit and check what it claims to be."""
+
+from kars_router.api.wire import Receive, Scope, bad_request
+from kars_router.pipeline.verdicts import Deny
+
+
+class BodyError(Exception):
+    """The body is refused; carries the denial."""
+
+    def __init__(self, denial: Deny) -> None:
+        super().__init__(denial.code)
+        self.denial = denial
+
+
+class DisconnectedError(Exception):
+    """The caller hung up before its request was complete."""
+
+
+async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """Return the body of a JSON request.
+
+    Slow senders are the protocol's business (`protocol.REQUEST_TIMEOUT_S`).
+
+    Raises:
+        BodyError: wrong media type, an encoding, or more than `max_bytes`.
+        DisconnectedError: the caller hung up.
+    """
+    _check_head(scope, max_bytes)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        first: bytes = message.get("body", b"")
+        if len(first) > max_bytes:
+            raise BodyError(_too_large(max_bytes))
+        return first
+    body = bytearray()
+    while True:
+        if message["type"] != "http.request":
+            raise DisconnectedError
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise BodyError(_too_large(max_bytes))
+        if not message.get("more_body"):
+            return bytes(body)
+        message = await receive()
+
+
+def _check_head(scope: Scope, max_bytes: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind, _, parameters = value.partition(b";")
+            charset = parameters.strip().lower().replace(b'"', b"").replace(b" ", b"")
+            if kind.strip().lower() != b"application/json" or charset not in {b"", b"charset=utf-8"}:
+                raise BodyError(
+                    bad_request(415, "unsupported_media_type", "the body must be application/json, UTF-8")
+                )
+            break
+    else:
+        raise BodyError(
+            bad_request(415, "unsupported_media_type", "Content-Type: application/json is required")
+        )
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value[:20]) > max_bytes:
+            raise BodyError(_too_large(max_bytes))
+        if name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise BodyError(
+                bad_request(415, "unsupported_content_encoding", "compressed bodies are not accepted")
+            )
+
+
+def _too_large(max_bytes: int) -> Deny:
+    return bad_request(413, "request_too_large", f"the body is larger than {max_bytes} bytes")

@@ -1,0 +1,1 @@
+"""Held calls: parked here, decided by people through the controller."""

@@ -1,0 +1,1 @@
+"""The router's records: what is written about calls, and the ledger's replay of it."""

@@ -1,0 +1,1 @@
+"""Tokens: estimated, reserved, charged. The audit log is the ledger's journal (ADR 0003)."""

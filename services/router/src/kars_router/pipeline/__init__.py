@@ -1,0 +1,1 @@
+"""The one path of every governed call: the call, the gates' interface, and the walk."""
