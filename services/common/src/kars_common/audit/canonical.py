@@ -49,9 +49,9 @@ def decode(line: bytes) -> dict[str, Json]:
     if not isinstance(record, dict):
         raise InvalidInputError("audit_record_malformed", "record is not an object")
     try:
-        canonical = orjson.dumps(record, option=_OPTIONS)
-    except (TypeError, orjson.JSONEncodeError) as exc:
-        raise InvalidInputError("audit_record_not_canonical", "record has an integer out of range") from exc
+        canonical = encode(normalise(record))
+    except InvalidInputError as exc:
+        raise InvalidInputError("audit_record_not_canonical", exc.message) from exc
     if canonical != line:
         raise InvalidInputError("audit_record_not_canonical", "record is not in canonical form")
     return record

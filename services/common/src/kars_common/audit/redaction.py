@@ -201,14 +201,23 @@ class Redactor:
             return _REDACTED
         return self.redact(item)
 
+    def _pass(self, text: str) -> str:
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, "[REDACTED_REGISTERED_SECRET]")
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
+        return text
+
     def redact_text(self, text: str) -> str:
         """Return one string without secrets, cut to the limit."""
         window = text[: self._max + MAX_SECRET_CHARS]
-        for secret in self._secrets:
-            if secret in window:
-                window = window.replace(secret, "[REDACTED_REGISTERED_SECRET]")
-        for pattern, replacement in _PATTERNS:
-            window = pattern.sub(replacement, window)
+        for _ in range(_MAX_PASSES):  # what touched a secret may turn out to be one when that is gone
+            before, window = window, self._pass(window)
+            if window == before:
+                break
+        else:
+            return _REDACTED
         if len(text) <= self._max + MAX_SECRET_CHARS and len(window) <= self._max:
             return window
         # What lies near the window's end may be the first half of a secret: it is not kept.
@@ -218,6 +227,7 @@ class Redactor:
         return f"{window[: max(kept, 0)]}[CUT_FROM_{len(text)}_CHARS]"
 
 
+_MAX_PASSES = 8
 _URLSAFE = str.maketrans("+/", "-_")
 _PATTERNS_ONLY = Redactor()
 

@@ -74,16 +74,16 @@ def read_lines(path: Path, *, skip: int = 0, max_line_bytes: int = 1 << 20) -> I
     """
     with path.open("rb", buffering=0) as file:
         offset, rest = _skip_lines(file, skip)
-        while block := file.read(_BLOCK_BYTES):
-            rest += block
+        while True:
             start = 0
             while (end := rest.find(b"\n", start)) >= 0:
                 yield Line(offset + start, rest[start:end], complete=True)
                 start = end + 1
             offset += start
             rest = rest[start:]
-            if len(rest) > max_line_bytes:
+            if len(rest) > max_line_bytes or not (block := file.read(_BLOCK_BYTES)):
                 break
+            rest += block
         if rest:
             yield Line(offset, rest, complete=False)
 

@@ -250,9 +250,8 @@ class _Walk:
 
     def end(self) -> None:
         """Check that nothing is missing at either end."""
-        beyond = sorted(
-            size for size in (self._heads.by_size if self._heads else ()) if size > self._edge.size
-        )
+        signed = self._heads.by_size if self._heads else {}
+        beyond = sorted(size for size in signed if size > self._edge.size)
         last = self._segments[-1]
         if beyond or last.first_seq > self._edge.size:
             size = beyond[0] if beyond else last.first_seq
@@ -273,7 +272,7 @@ class _Walk:
                     problem=Problem.MISSING_SEGMENT,
                     file=self._segments[0].path.name,
                     seq=0,
-                    detail=f"records before {self._first_seq} are gone, and no record says that they were pruned",
+                    detail=f"no record says that those before {self._first_seq} were pruned",
                 )
             )
 
