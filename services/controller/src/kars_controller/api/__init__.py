@@ -1,0 +1,1 @@
+"""The doors: gRPC servicers. Decode, call the domain, encode; they decide nothing."""

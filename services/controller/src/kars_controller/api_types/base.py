@@ -1,0 +1,146 @@
+"""What every kind shares: the strict model, references, and what a kind tells the registry.
+
+Field names on the wire are lowerCamelCase. Nothing is coerced and nothing unknown is let through: a
+field that we do not understand may be a control that somebody relies on.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from kars_controller.raw import Raw
+
+API_VERSION = "kars.azure.com/v1alpha1"
+SYSTEM_NAMESPACE = "kars-system"
+MAX_INT64 = 2**63 - 1
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_DIGEST = re.compile(r"sha(256|384|512):[a-f0-9]+")
+
+
+class ApiModel(BaseModel):
+    """One object of an API document."""
+
+    model_config = ConfigDict(
+        extra="forbid", alias_generator=to_camel, strict=True, frozen=True, validate_default=False
+    )
+
+
+def is_label(text: str, max_length: int = 63) -> bool:
+    """Tell whether text is a DNS-1123 label."""
+    return len(text) <= max_length and _LABEL.fullmatch(text) is not None
+
+
+def is_subdomain(text: str) -> bool:
+    """Tell whether text is a DNS-1123 subdomain."""
+    return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None
+
+
+def _subdomain(text: str) -> str:
+    if not is_subdomain(text):
+        raise PydanticCustomError(
+            "name", "allowed: a name in this namespace (a-z 0-9 - ., at most 253 characters, no / or :)"
+        )
+    return text
+
+
+def _digest(text: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        raise PydanticCustomError("digest", "allowed: sha256:, sha384: or sha512: followed by lower-case hex")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be empty")
+    return text
+
+
+ObjectName = Annotated[str, AfterValidator(_subdomain)]
+NonEmpty = Annotated[str, AfterValidator(_not_blank)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT64)]
+Count32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class LocalRef(ApiModel):
+    """Names a resource in the same namespace."""
+
+    name: ObjectName
+
+
+class OciRef(ApiModel):
+    """A signed artefact in a registry."""
+
+    registry: NonEmpty
+    repository: NonEmpty
+    digest: Annotated[str, AfterValidator(_digest)]
+    artifact_type: NonEmpty
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One wrong field: where, and what was found against what is allowed."""
+
+    field: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A printer column; `json_path` as in a CRD."""
+
+    name: str
+    json_path: str
+    priority: int = 0
+    type: str = "string"
+
+
+AGE = Column(name="Age", json_path=".metadata.creationTimestamp", type="date")
+PHASE = Column(name="Phase", json_path=".status.phase")
+
+RawSpec = dict[str, Any]
+Normalise = Callable[[RawSpec, list[str]], RawSpec]
+Rules = Callable[[Mapping[str, Any]], Iterable[Violation]]
+Remarks = Callable[[Any], Iterable[str]]
+
+
+def _as_is(spec: RawSpec, _warnings: list[str]) -> RawSpec:
+    return spec
+
+
+def _none(_spec: Raw) -> Iterable[Any]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of resource: its names, its schema and what the schema alone cannot say."""
+
+    name: str
+    plural: str
+    short_names: tuple[str, ...]
+    columns: tuple[Column, ...]
+    spec: type[ApiModel]
+    namespaced: bool = True
+    max_name_length: int = 253
+    normalise: Normalise = field(default=_as_is)
+    """Makes a documented short form its full form, before validation; may add warnings."""
+    rules: Rules = field(default=_none)
+    """Rules across fields, on the raw spec, so that they report beside wrong fields."""
+    remarks: Remarks = field(default=_none)
+    """Warnings about a valid spec: what it asks for and this build does not enforce."""
+
+
+def dig(document: Raw, *path: str) -> Raw:
+    """Return what lies at a path of a raw document, or None when any step is not there."""
+    for step in path:
+        if not isinstance(document, Mapping):
+            return None
+        document = document.get(step)
+    return document
