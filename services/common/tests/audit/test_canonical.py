@@ -65,7 +65,7 @@ def test_string_enums_are_their_value() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"[]", b"1", b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b'{"a":"\u0041"}',
+    [b"", b"[]", b"1", b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1.0}', b'{"a":"\\u0041"}',
      b'{"a":1}x', b'{"a":9007199254740993}', b'{"a":"\xff"}'],
 )  # fmt: skip
 def test_lines_in_any_other_form_are_refused(line: bytes) -> None:
