@@ -89,7 +89,7 @@ def scratch() -> Iterator[Path]:
         yield Path(name) / "copy"
 
 
-@settings(max_examples=400)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_one_flipped_byte_anywhere_is_found_and_located(
     sample: Sample, scratch: Path, data: st.DataObject

@@ -288,8 +288,7 @@ class AuditLog:
         try:
             os.fdatasync(self._fd)
             self._tree.flush()
-            edge = "".join(f"{digest.hex()}\n" for digest in self._edge.edge)
-            segments.replace_file(following.edge_path, edge.encode())
+            segments.replace_file(following.edge_path, recovery.edge_text(self._edge))
             segments.replace_file(following.checkpoint_path, self._sign(self._edge))
             fd = _open_segment(following.path)
             segments.sync_directory(self.directory)

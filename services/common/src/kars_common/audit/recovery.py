@@ -65,15 +65,22 @@ def starting_edge(segment: segments.Segment, origin: str, key: Ed25519PublicKey)
     if segment.first_seq == 0:
         return merkle.CompactRange()
     head = notes.open_checkpoint(segment.checkpoint_path.read_bytes(), key, origin)
+    text = segment.edge_path.read_bytes()
     try:
-        edge = merkle.CompactRange(
-            head.size, [bytes.fromhex(h) for h in segment.edge_path.read_text().split()]
-        )
+        hashes = [bytes.fromhex(line) for line in text.decode().split()]
+        edge = merkle.CompactRange(head.size, hashes)
     except ValueError as exc:
         raise InvalidInputError("audit_edge_mismatch", f"{segment.edge_path.name} is malformed") from exc
+    if edge_text(edge) != text:
+        raise InvalidInputError("audit_edge_mismatch", f"{segment.edge_path.name} is malformed")
     if head.size != segment.first_seq or edge.root() != head.root:
         raise InvalidInputError("audit_edge_mismatch", f"{segment.edge_path.name} is not what was signed")
     return edge
+
+
+def edge_text(edge: merkle.CompactRange) -> bytes:
+    """Return the content of an `.edge` file: one hash a line, largest subtree first."""
+    return "".join(f"{digest.hex()}\n" for digest in edge.edge).encode()
 
 
 def recover(directory: Path, tree: TreeFile, origin: str, key: Ed25519PublicKey) -> Recovered:
