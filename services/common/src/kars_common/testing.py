@@ -13,8 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from kars_common.errors import InvalidInputError
 from kars_common.identity._changes import Holder
 from kars_common.identity.csr import create_csr
-from kars_common.identity.svid import Svid
 from kars_common.spiffe import SpiffeId
+from kars_common.svid import Svid
 
 
 class MemoryAuthority:

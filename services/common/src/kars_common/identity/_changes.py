@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from kars_common.errors import UnavailableError
-from kars_common.identity.svid import Svid
+from kars_common.svid import Svid
 
 Clock = Callable[[], datetime]
 
@@ -46,6 +46,10 @@ class Holder:
         self._svid = svid
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def drop(self) -> None:
+        """Forget the SVID: its issuer took it back."""
+        self._svid = None
 
     async def wait_changed(self, previous: Svid | None) -> Svid:
         """Wait until a valid SVID other than `previous` is held."""

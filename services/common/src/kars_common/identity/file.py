@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kars_common.errors import InvalidInputError, UnavailableError
 from kars_common.identity._changes import Clock, Holder, utc_now
-from kars_common.identity.svid import Svid
+from kars_common.svid import Svid
 
 _LOG = logging.getLogger(__name__)
 _LAYOUTS = (

@@ -5,6 +5,7 @@ Knows nothing of keys, versions or what the rules mean.
 """
 
 import hashlib
+import re
 
 import rfc8785
 from google.protobuf import json_format
@@ -15,6 +16,9 @@ from kars_common.policy.errors import PolicyRefusedError, Refusal
 MAX_PAYLOAD_BYTES = 4 * 1024 * 1024
 MAX_JSON_DEPTH = 16
 """The deepest bundle that the contract allows nests half as deep."""
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NOT_BRACKETS = bytes(b for b in range(256) if b not in b"{}[]")
 
 
 def canonical_payload(bundle: policy_pb2.PolicyBundle) -> bytes:
@@ -43,7 +47,7 @@ def parse_payload(payload: bytes) -> policy_pb2.PolicyBundle:
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise _too_large(len(payload))
-    _check_depth(payload)
+    _check_shape(payload)
     bundle = policy_pb2.PolicyBundle()
     try:
         json_format.Parse(payload, bundle, max_recursion_depth=MAX_JSON_DEPTH)
@@ -54,27 +58,15 @@ def parse_payload(payload: bytes) -> policy_pb2.PolicyBundle:
     return bundle
 
 
-def _check_depth(payload: bytes) -> None:
-    """Refuse deep nesting before a recursive parser meets it; text inside strings does not count."""
-    depth, in_string, escaped = 0, False, False
-    for byte in payload.translate(None, delete=_UNSTRUCTURED):
-        if escaped:
-            escaped = False
-        elif in_string:
-            escaped = byte == 0x5C
-            in_string = byte != 0x22
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"{[":
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise PolicyRefusedError(Refusal.MALFORMED, f"payload nests deeper than {MAX_JSON_DEPTH}")
-        elif byte in b"}]":
-            depth -= 1
-
-
-# Only these bytes bear on nesting: quotes, backslashes and the character behind one, brackets.
-_UNSTRUCTURED = bytes(b for b in range(256) if b not in b'"\\{}[]bfnrtu/')
+def _check_shape(payload: bytes) -> None:
+    """Refuse what is no object, and deep nesting, before a recursive parser meets it."""
+    if not payload.lstrip().startswith(b"{"):
+        raise PolicyRefusedError(Refusal.MALFORMED, "payload is not a JSON object")
+    depth = 0
+    for byte in _STRING.sub(b"", payload).translate(None, delete=_NOT_BRACKETS):
+        depth += 1 if byte in b"{[" else -1
+        if depth > MAX_JSON_DEPTH:
+            raise PolicyRefusedError(Refusal.MALFORMED, f"payload nests deeper than {MAX_JSON_DEPTH}")
 
 
 def _parse_refusal(payload: bytes) -> PolicyRefusedError:

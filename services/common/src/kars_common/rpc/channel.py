@@ -19,9 +19,9 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from kars_common import telemetry
-from kars_common.identity.svid import Svid, SvidSource
 from kars_common.rpc import status
 from kars_common.rpc.credentials import channel_credentials
+from kars_common.svid import Svid, SvidSource
 
 _Stub = TypeVar("_Stub")
 _MAX_MESSAGE_BYTES = 5 * 1024 * 1024

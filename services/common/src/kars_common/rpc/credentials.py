@@ -12,7 +12,7 @@ from typing import cast
 import grpc
 
 from kars_common.errors import UnavailableError
-from kars_common.identity.svid import Svid, SvidSource
+from kars_common.svid import Svid, SvidSource
 
 _LOG = logging.getLogger(__name__)
 

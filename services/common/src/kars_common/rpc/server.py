@@ -16,10 +16,10 @@ from grpc_reflection.v1alpha import reflection
 
 from kars_common import telemetry
 from kars_common.errors import UnavailableError
-from kars_common.identity.svid import SvidSource
 from kars_common.rpc import interceptors
 from kars_common.rpc.authorization import AuthorizationTable
 from kars_common.rpc.credentials import server_credentials
+from kars_common.svid import SvidSource
 
 _LOG = logging.getLogger(__name__)
 _Servicer = TypeVar("_Servicer")

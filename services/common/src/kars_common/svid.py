@@ -55,6 +55,12 @@ class Svid:
         """Tell whether the leaf may be used at this moment."""
         return self.issued_at <= moment < self.expires_at
 
+    def issued_under(self, trust_bundle_pem: bytes) -> bool:
+        """Tell whether one of these roots issued the chain."""
+        certificates = _certificates(self.certificate_chain_pem, "certificate chain")
+        roots = _certificates(trust_bundle_pem, "trust bundle")
+        return any(_issued(certificates[-1], root) for root in roots)
+
     def half_life_at(self) -> datetime:
         """The moment from which the holder should renew."""
         return self.issued_at + (self.expires_at - self.issued_at) / 2
