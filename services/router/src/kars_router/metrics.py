@@ -3,6 +3,8 @@
 Every label comes from a closed set: doors, policy's models, enums of this code.
 """
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from kars_router.pipeline.call import Call, InferenceCall
@@ -10,6 +12,15 @@ from kars_router.pipeline.door import Door
 from kars_router.pipeline.verdicts import Ending, Outcome
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ModelMetrics:
+    completed: Counter
+    failed: Counter
+    latency: Histogram
+    input: Counter
+    output: Counter
 
 
 class RouterMetrics:
@@ -45,6 +56,9 @@ class RouterMetrics:
         self.evaluations = Counter(
             "kars_agt_policy_evaluations", "Decided calls", ["kind", "decision"], registry=registry
         )
+        # Looking a child up by labels costs more than counting; the sets are closed, so they are kept.
+        self._evaluations: dict[tuple[str, str], Counter] = {}
+        self._models: dict[tuple[str, str], _ModelMetrics] = {}
         self._used = Gauge(
             "kars_budget_used_tokens", "Settled tokens", ["sandbox", "window"], registry=registry
         )
@@ -78,20 +92,36 @@ class RouterMetrics:
 
     def ended(self, call: Call, outcome: Outcome, seconds: float) -> None:
         """Count the end of a call."""
-        sandbox = call.door.sandbox
         denial = outcome.denial
-        self.evaluations.labels(call.kind, denial.decision.value if denial is not None else "Allowed").inc()
+        self._evaluated(call.kind, denial.decision.value if denial is not None else "Allowed").inc()
         if denial is not None:
-            self.denials.labels(sandbox, denial.gate, denial.decision.value).inc()
+            self.denials.labels(call.door.sandbox, denial.gate, denial.decision.value).inc()
         if not isinstance(call, InferenceCall) or not call.models:
             return  # a model outside policy is named by the caller: no label
-        self.requests.labels(
-            sandbox, call.model, "ok" if outcome.ending is Ending.COMPLETED else "error"
-        ).inc()
-        self.latency.labels(sandbox, call.model).observe(seconds)
+        child = self._model(call.door.sandbox, call.model)
+        (child.completed if outcome.ending is Ending.COMPLETED else child.failed).inc()
+        child.latency.observe(seconds)
         if call.usage is not None:
-            self.tokens.labels(sandbox, call.model, "input").inc(call.usage.input_tokens)
-            self.tokens.labels(sandbox, call.model, "output").inc(call.usage.output_tokens)
+            child.input.inc(call.usage.input_tokens)
+            child.output.inc(call.usage.output_tokens)
+
+    def _evaluated(self, kind: str, decision: str) -> Counter:
+        child = self._evaluations.get((kind, decision))
+        if child is None:
+            child = self._evaluations[kind, decision] = self.evaluations.labels(kind, decision)
+        return child
+
+    def _model(self, sandbox: str, model: str) -> "_ModelMetrics":
+        child = self._models.get((sandbox, model))
+        if child is None:
+            child = self._models[sandbox, model] = _ModelMetrics(
+                completed=self.requests.labels(sandbox, model, "ok"),
+                failed=self.requests.labels(sandbox, model, "error"),
+                latency=self.latency.labels(sandbox, model),
+                input=self.tokens.labels(sandbox, model, "input"),
+                output=self.tokens.labels(sandbox, model, "output"),
+            )
+        return child
 
     def refused_request(self, door: Door, status: int) -> None:
         """Count a request that never became a call."""

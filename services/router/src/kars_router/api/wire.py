@@ -1,8 +1,8 @@
 """The wire shapes of this door: error bodies, headers, plain answers. OpenAI's error form throughout."""
 
 import math
+import os
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -26,7 +26,7 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == TRACE_HEADER and _TRACE_ID.fullmatch(value):
             return value.decode()
-    return uuid.uuid4().hex[:16]
+    return os.urandom(8).hex()
 
 
 def error_body(error_type: str, code: str, message: str, param: str | None = None) -> bytes:

@@ -6,6 +6,8 @@ forward: a clock that is set back opens no old or fresh window.
 """
 
 import datetime
+import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,12 @@ from typing import Any
 
 def utc_today() -> str:
     """Return today's UTC date, `YYYY-MM-DD`."""
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
+    return _date(int(time.time() // 86_400))
+
+
+@functools.lru_cache(maxsize=4)
+def _date(days: int) -> str:
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(days=days)).isoformat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

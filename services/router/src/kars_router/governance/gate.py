@@ -37,8 +37,8 @@ class DecideGate:
 
     def _inference(self, call: InferenceCall) -> Verdict:
         call.models = call.in_force.candidates(call.request.model)
-        asked = actions.shown(call.request.model, self._redact)[:64]
         if not call.models:
+            asked = actions.shown(call.request.model, self._redact)[:64]
             call.action = actions.canonical(f"inference:chat_completions:{asked}", self._redact)
             what = f"model {asked!r} is not allowed by policy" if asked else "policy allows no model"
             return _denied(what, DecidedBy.INFERENCE_POLICY)

@@ -96,14 +96,21 @@ class SecretScanner:
             for index, form in enumerate(self.forms)
         ]
         self.start = re.compile("|".join(parts))
+        # Alternatives that all begin with a plain character are searched for several times faster.
+        literals = sorted({start for form in self.forms for start in form.starts})
+        self._quick = re.compile("|".join(map(re.escape, literals)))
         self.bodies = [re.compile(f"{form.body}*") if form.body else None for form in self.forms]
         self.partial = _beginnings([start for form in self.forms for start in form.starts])
         self.partial_exact = _beginnings(exact)
         self.longest = max((len(start) for form in self.forms for start in form.starts), default=0)
 
+    def find(self, text: str, position: int) -> re.Match[str] | None:
+        """Return the first start of a secret at or after a position."""
+        return self.start.search(text, position) if self._quick.search(text, position) is not None else None
+
     def redact(self, text: str, count: Callable[[str], None] | None = None) -> str:
         """Return the text with every secret replaced."""
-        if self.start.search(text) is None:
+        if self._quick.search(text) is None:
             return text
         stream = RedactionStream(self, count)
         return stream.feed(text) + stream.finish()
@@ -176,7 +183,7 @@ class RedactionStream:
     def _next(self, text: str, position: int, out: list[str], *, final: bool) -> int:
         """Handle the text up to the next start and, if it is one, the secret; returns where to go on."""
         scanner = self._scanner
-        match = scanner.start.search(text, position)
+        match = scanner.find(text, position)
         if not final:
             # An exact secret may have begun at or before another form's start: wait for the rest of it.
             undecided = self._partial(

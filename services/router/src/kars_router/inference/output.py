@@ -46,6 +46,7 @@ class ToolRequest:
 class _Choice:
     index: int
     texts: dict[str, RedactionStream] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
     tools: dict[int, ToolRequest] = field(default_factory=dict)
     legacy: ToolRequest | None = None
     finish: str | None = None
@@ -213,17 +214,17 @@ class ChatOutput:
                 if name == "content" and self._stream and "role" in out:
                     out[name] = None
                 continue
-            stream = choice.texts.get(name)
-            if stream is None:
-                stream = choice.texts[name] = RedactionStream(self._scanner, self._count)
             text = value if isinstance(value, str) else _joined(value)
             if self._stream:
+                stream = choice.texts.get(name)
+                if stream is None:
+                    stream = choice.texts[name] = RedactionStream(self._scanner, self._count)
                 released = stream.feed(text)
                 # An empty delta tells a client nothing, except beside the role.
                 if released or (not text and "role" in out):
                     out[name] = released
             else:
-                choice.extra[f"text.{name}"] = stream.feed(text) + stream.finish()
+                choice.whole[name] = self._scanner.redact(text, self._count)
         if part.get("tool_calls") is not None:
             self._feed_tools(choice, part["tool_calls"])
         if isinstance(part.get("function_call"), dict):
@@ -258,19 +259,14 @@ class ChatOutput:
     def _finish_whole(self) -> Json:
         choices: list[Json] = []
         for choice in self._choices.values():
-            texts = {
-                name.removeprefix("text."): value
-                for name, value in choice.extra.items()
-                if name[:5] == "text."
-            }
-            message: Json = {"role": "assistant", "content": None, **texts}
+            message: Json = {"role": "assistant", "content": None, **choice.whole}
             if choice.tools:
                 message["tool_calls"] = [self._tool(tool) for _, tool in sorted(choice.tools.items())]
             if choice.legacy is not None:
                 message["function_call"] = self._function(choice.legacy)
-            extra = {name: value for name, value in choice.extra.items() if name[:5] != "text."}
+            extra = choice.extra
             # Token texts would show a secret or a tool call that was rewritten above.
-            if choice.tools or any("[REDACTED_" in value for value in texts.values()):
+            if choice.tools or any("[REDACTED_" in value for value in choice.whole.values()):
                 extra.pop("logprobs", None)
             choices.append(
                 {"index": choice.index, "message": message, "finish_reason": choice.finish, **extra}

@@ -127,7 +127,10 @@ class InferenceCall(Call):
     def record(self) -> Mapping[str, Any]:
         """Return model, provider, attempts and usage."""
         fields: dict[str, Any] = {"model": self.model, "stream": self.request.stream}
-        if self.attempts:
+        if len(self.attempts) == 1:
+            only = self.attempts[0]
+            fields |= {"provider": only.provider, "key": only.credential, "result": only.result}
+        elif self.attempts:
             fields["attempts"] = [
                 {"provider": a.provider, "model": a.model, "key": a.credential, "result": a.result}
                 for a in self.attempts

@@ -139,6 +139,12 @@ class ReqwestResponse:
 
     async def read(self, max_bytes: int) -> bytes:
         """Return the whole body."""
+        length = self._response.get_header("content-length")
+        if length is not None and length.isdigit() and int(length) <= max_bytes:
+            try:
+                return bytes(await self._response.bytes())
+            except exceptions.PyreqwestError as exc:
+                raise _translate(exc, maybe_received=True) from None
         parts: list[bytes] = []
         size = 0
         async for chunk in self.chunks():
