@@ -10,11 +10,9 @@ Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close`
 """
 
 import asyncio
-import errno
 import fcntl
 import itertools
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,13 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from kars_common.audit import canonical, merkle, notes, recovery, segments
 from kars_common.audit.canonical import Json
 from kars_common.audit.commit import GroupCommit, Sync
+from kars_common.audit.records import RecordEncoder
 from kars_common.audit.redaction import Redactor
 from kars_common.audit.tree import TreeFile
-from kars_common.errors import ConflictError, InvalidInputError, OutOfRangeError, UnavailableError
-
-VERSION = 1
-_TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}(?:\.[a-z][a-z0-9_]{0,31}){0,3}")
-_RESERVED = frozenset({"v", "seq", "time", "origin", "type", "prev"})
+from kars_common.audit.writing import SegmentWriter
+from kars_common.errors import ConflictError, OutOfRangeError, UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +68,14 @@ class AuditLog:
         self._signer = signer
         self._limits = limits
         self._tree = tree
-        self._segment = state.segment
-        self._segment_bytes = state.segment_bytes
-        self._segment_started_s = state.segment_started_s
+        self._writer = SegmentWriter(state.segment, state.segment_bytes, state.segment_started_s)
+        self._encoder = RecordEncoder(origin, self.redactor, limits.max_record_bytes, clock_s)
         self._edge = state.edge
         self._prev = state.prev
         self._lock_fd = lock_fd
         self._clock_s = clock_s
-        self._fd = _open_segment(state.segment.path)
-        self._retired_fds: list[int] = []
         self._failure: str | None = None
         self._closed = False
-        self._second = -1
-        self._second_text = ""
         self._durable_edge = state.edge.copy()
         self._syncing_edge = self._durable_edge
         self._grown: asyncio.Future[None] | None = None
@@ -155,9 +146,7 @@ class AuditLog:
                 lock_fd=lock_fd,
                 clock_s=clock_s,
             )
-            os.fdatasync(
-                log._fd
-            )  # what an earlier process left in the page cache counts as durable from here
+            log._writer.sync()  # what an earlier process left in the page cache is durable from here
         except OSError as exc:
             os.close(lock_fd)
             raise UnavailableError("audit_unavailable", f"audit log cannot be opened: {exc}") from exc
@@ -207,101 +196,39 @@ class AuditLog:
         """
         if self._failure is not None:
             raise UnavailableError("audit_unavailable", self._failure)
-        line = self._encode(type, fields)
+        seq = self._edge.size
+        line = self._encoder.encode(type, fields, seq, self._prev)
         now_s = self._clock_s()
-        if self._segment_bytes and self._rotation_due(now_s):
+        if self._writer.full(now_s, self._limits.max_segment_bytes, self._limits.max_segment_age_s):
             self._rotate()
-            self._segment_started_s = None
-        if self._segment_started_s is None:
-            self._segment_started_s = now_s
-        self._write(line)
+        try:
+            self._writer.write(line, now_s)
+        except OSError as exc:
+            raise self._fail(f"audit log cannot be written: {exc}") from exc
         leaf = merkle.leaf_hash(line)
         completed: list[bytes] = []
-        seq = self._edge.size
         self._edge.append(leaf, completed)
         self._tree.extend(completed)
         self._prev = leaf.hex()
-        self._segment_bytes += len(line) + 1
         return seq
 
-    def _encode(self, kind: str, fields: Mapping[str, object]) -> bytes:
-        if not _TYPE.fullmatch(kind):
-            raise InvalidInputError("audit_type_invalid", f"not a record type: {kind[:100]!r}")
-        record = canonical.normalise(fields)
-        if not _RESERVED.isdisjoint(record):
-            raise InvalidInputError("audit_field_reserved", f"reserved: {sorted(_RESERVED & record.keys())}")
-        if self.redactor.suspicious(record):
-            record = self.redactor.redact_fields(record)
-        record["v"] = VERSION
-        record["seq"] = self._edge.size
-        record["time"] = self._timestamp()
-        record["origin"] = self.origin
-        record["type"] = kind
-        record["prev"] = self._prev
-        try:
-            line = canonical.encode(record)
-        except InvalidInputError:
-            line = canonical.encode(canonical.scrub(record))
-        if len(line) > self._limits.max_record_bytes:
-            raise InvalidInputError(
-                "audit_record_too_large",
-                f"record of {len(line)} bytes, at most {self._limits.max_record_bytes}",
-            )
-        return line
-
-    def _timestamp(self) -> str:
-        now_s = self._clock_s()
-        second = int(now_s)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{int((now_s - second) * 1000):03d}Z"
-
-    def _write(self, line: bytes) -> None:
-        data = line + b"\n"
-        try:
-            _write_all(self._fd, data)
-        except OSError as exc:
-            self._fail(f"audit log cannot be written: {exc}")
-            self._cut_back()
-            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
-
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str) -> UnavailableError:
+        """Refuse from now on; returns the error to raise. The first reason stays."""
         self._failure = self._failure or reason
-
-    def _cut_back(self) -> None:
-        """Take the half-written record out again, so that it never looks like one."""
-        try:
-            os.ftruncate(self._fd, self._segment_bytes)
-        except OSError:
-            return  # recovery cuts a torn last line as well
-
-    def _rotation_due(self, now_s: float) -> bool:
-        if self._segment_bytes >= self._limits.max_segment_bytes:
-            return True
-        started_s = self._segment_started_s
-        return started_s is not None and now_s - started_s >= self._limits.max_segment_age_s
+        return UnavailableError("audit_unavailable", self._failure)
 
     def _rotate(self) -> None:
         """Seal the segment: sync it, sign the head at its end, begin the next. Blocks for a few syncs."""
         following = segments.segment(self.directory, self._edge.size)
         try:
-            os.fdatasync(self._fd)
+            self._writer.sync()
             self._tree.flush()
             segments.replace_file(following.edge_path, recovery.edge_text(self._edge))
             segments.replace_file(following.checkpoint_path, self._sign(self._edge))
-            fd = _open_segment(following.path)
+            self._writer.turn_to(following, in_use=self._commit.busy)
             segments.sync_directory(self.directory)
         except OSError as exc:
-            self._fail(f"audit segment cannot be closed: {exc}")
-            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
-        if self._commit.busy:  # the worker may be syncing the old descriptor
-            self._retired_fds.append(self._fd)
-        else:
-            os.close(self._fd)
-        self._fd = fd
-        self._segment = following
-        self._segment_bytes = 0
+            raise self._fail(f"audit segment cannot be closed: {exc}") from exc
 
     async def durable(self, seq: int) -> None:
         """Return once the record `seq`, and all before it, are on disk. Shares one sync with other waiters.
@@ -317,14 +244,11 @@ class AuditLog:
         await self._commit.wait(seq + 1)
 
     def _begin_sync(self) -> tuple[int, Sync]:
-        fd = self._fd
         self._syncing_edge = self._edge.copy()
-        return self._syncing_edge.size, lambda: os.fdatasync(fd)
+        return self._syncing_edge.size, self._writer.syncer()
 
     def _end_sync(self, _position: int, error: OSError | None) -> None:
-        for fd in self._retired_fds:
-            os.close(fd)
-        self._retired_fds.clear()
+        self._writer.release()
         if error is not None:
             self._fail(f"audit log cannot be made durable: {error}")
         else:
@@ -434,8 +358,7 @@ class AuditLog:
         try:
             segments.replace_file(self.directory / name, note)
         except OSError as exc:
-            self._fail(f"audit checkpoint cannot be written: {exc}")
-            raise UnavailableError("audit_unavailable", str(self._failure)) from exc
+            raise self._fail(f"audit checkpoint cannot be written: {exc}") from exc
         return note
 
     async def prune(self, before_seq: int, archive: Callable[[Path], None] | None = None) -> int:
@@ -500,22 +423,11 @@ class AuditLog:
             self._release()
 
     def _release(self) -> None:
-        for fd in (self._fd, *self._retired_fds):
-            os.close(fd)
+        self._writer.close()
         try:
             self._tree.close()
         finally:
             os.close(self._lock_fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    written = os.write(fd, data)
-    if written != len(data):  # a full disk shows as a short write first
-        raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes")
-
-
-def _open_segment(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _lock(directory: Path) -> int:
