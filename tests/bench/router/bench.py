@@ -9,6 +9,7 @@ import functools
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,6 +59,25 @@ def run(names: Sequence[str], count: int) -> None:
     report.write(_FOLDER / "router.json", found)
     report.show(console, results, memories, {subject.name: subject.title for subject in chosen}, found)
     console.print("figures: build/bench/router.json")
+
+
+def hold(names: Sequence[str]) -> None:
+    """Start upstream and subjects in the machine's own network and wait for end of input: for profiling.
+
+    Raises:
+        InstallError: something needed cannot be installed.
+        NotReadyError: a process did not become ready.
+    """
+    cores = isolation.cores()
+    with contextlib.ExitStack() as stack:
+        upstream, port = _start_upstream(stack, cores)
+        running = _start(stack, [subject for subject in _ALL if subject.name in names], cores, port)
+        for name, each in running.items():
+            _await(name, each)
+            pid = each.process.pid if each.process else upstream.pid
+            print(f"{name} port={each.port} pid={pid} upstream_pid={upstream.pid}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.stdin.read()
 
 
 def _start_upstream(stack: contextlib.ExitStack, cores: isolation.Cores) -> tuple[processes.Process, int]:

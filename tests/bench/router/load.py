@@ -205,7 +205,7 @@ def main() -> None:
     """Read one job as JSON from the argument, run it on its core, print the measurement."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--core", type=int, required=True)
-    arguments.add_argument("job", help="fields of Job as JSON")
+    arguments.add_argument("job", help="fields of Job as JSON; --hold of the run tells port and pids")
     given = arguments.parse_args()
     os.sched_setaffinity(0, {given.core})
     gc.disable()

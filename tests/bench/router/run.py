@@ -27,9 +27,15 @@ def main() -> int:
         "--only", nargs="+", choices=bench.NAMES, default=bench.NAMES, metavar="SUBJECT",
         help=f"compare only these of: {', '.join(bench.NAMES)}",
     )  # fmt: skip
+    arguments.add_argument(
+        "--hold", action="store_true", help="start the subjects, print where they are, measure nothing, wait"
+    )
     given = arguments.parse_args()
     try:
-        bench.run(given.only, given.rounds)
+        if given.hold:
+            bench.hold(given.only)
+        else:
+            bench.run(given.only, given.rounds)
     except (environments.InstallError, processes.NotReadyError, rounds.MeasureError) as exc:
         return _failed(exc)
     return 0
