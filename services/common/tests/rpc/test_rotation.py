@@ -9,7 +9,15 @@ import grpc
 import pytest
 from kars.policy.v1 import policy_pb2, policy_pb2_grpc
 from kars_common.errors import UnavailableError
-from kars_common.rpc import ANY_IDENTITY, AuthorizationTable, PeerChannel, RpcServer, caller
+from kars_common.rpc import (
+    ANY_IDENTITY,
+    AuthorizationTable,
+    PeerChannel,
+    RpcServer,
+    ServerLimits,
+    caller,
+    from_rpc_error,
+)
 from kars_common.testing import MemoryAuthority, StaticSvidSource
 
 SERVICE = "kars.policy.v1.PolicyDiscovery"
@@ -108,6 +116,30 @@ async def test_server_whose_svid_expired_answers_nobody_new() -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await channel.close()
     await server.stop(0)
+
+
+async def test_stop_ends_open_streams_early_with_a_reason() -> None:
+    authority = MemoryAuthority()
+    server = RpcServer(
+        StaticSvidSource(authority.service("controller")),
+        TABLE,
+        "127.0.0.1:0",
+        limits=ServerLimits(stream_grace_s=0.05),
+    )
+    server.add(policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server, Servicer())
+    port = await server.start()
+    channel = PeerChannel(
+        StaticSvidSource(authority.service("relay")), f"127.0.0.1:{port}", "controller.svc.kars.local"
+    )
+    stub: Any = channel.stub(policy_pb2_grpc.PolicyDiscoveryStub)
+    stream = stub.Watch()
+    await stream.write(policy_pb2.WatchRequest())
+    await stream.read()
+    await asyncio.wait_for(server.stop(60), 5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert from_rpc_error(caught.value).reason == "server_stopping"
+    await channel.close()
 
 
 def _valid(source: StaticSvidSource) -> bool:

@@ -4,6 +4,7 @@
 2. `ErrorInterceptor`: turns errors into statuses and logs the unknown ones, once
 3. `AuthorizationInterceptor`: needs 2 to answer for it; nothing after it sees an unknown caller
 4. `DeadlineInterceptor`: bounds unary calls, whatever the client asked for
+5. `StreamInterceptor`: ends open streams when the server stops
 
 Knows no service's meaning.
 """
@@ -103,6 +104,46 @@ class DeadlineInterceptor(_Interceptor):
                 raise
             message = f"{method} did not finish within {bound:.1f} s"
             raise errors.DeadlineExceededError("deadline_exceeded", message) from exc
+
+
+class StreamInterceptor(_Interceptor):
+    """Lets the server end streams: most are watches, which would never end by themselves."""
+
+    def __init__(self) -> None:
+        self._open: set[asyncio.Timeout] = set()
+        self._end_at: float | None = None
+
+    def end(self, grace_s: float) -> None:
+        """Refuse streams from `grace_s` on, those that are open included."""
+        self._end_at = asyncio.get_running_loop().time() + grace_s
+        for scope in self._open:
+            scope.reschedule(self._end_at)
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Watch over streams; unary calls drain by themselves."""
+        handler = await _existing(continuation, handler_call_details)
+        if not handler.response_streaming:
+            return handler
+        method = handler_call_details.method.lstrip("/")
+        return _handlers.wrap(handler, lambda context: self.around(method, context))
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:  # noqa: ARG002  # one shape
+        """Run one stream until the server ends it."""
+        scope = asyncio.timeout_at(self._end_at)
+        try:
+            async with scope:
+                self._open.add(scope)
+                try:
+                    yield
+                finally:
+                    self._open.discard(scope)
+        except TimeoutError as exc:
+            if not scope.expired():
+                raise
+            raise errors.UnavailableError("server_stopping", f"{method} ends: the server stops") from exc
 
 
 def caller(context: Context) -> spiffe.SpiffeId:

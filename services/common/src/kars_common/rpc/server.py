@@ -38,6 +38,8 @@ class ServerLimits:
     max_concurrent_rpcs: int = 1024
     """Calls at once on the whole server; above it, RESOURCE_EXHAUSTED at once."""
     max_unary_s: float = 60.0
+    stream_grace_s: float = 0.5
+    """At stop, how long open streams go on; most are watches, which never end by themselves."""
     keepalive_s: float = 60.0
     """Ping an idle connection this often; a dead peer is noticed within this and 20 s."""
 
@@ -70,13 +72,15 @@ class RpcServer:
         self._services: list[str] = []
         self._authorization = authorization.with_standard_services(anyone=not require_client_certificate)
         self._require_client_certificate = require_client_certificate
-        limits = limits or ServerLimits()
+        self._limits = limits = limits or ServerLimits()
+        self._streams = interceptors.StreamInterceptor()
         self._server = grpc.aio.server(
             interceptors=[
                 *telemetry.server_interceptors(),
                 interceptors.ErrorInterceptor(),
                 interceptors.AuthorizationInterceptor(self._authorization, self._trust_domain),
                 interceptors.DeadlineInterceptor(limits.max_unary_s),
+                self._streams,
             ],
             options=_options(limits),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
@@ -139,7 +143,11 @@ class RpcServer:
             await self._health.set(service, _SERVING if ready else _NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Say not ready, refuse new calls, let open ones finish for `grace_s`, then end them."""
+        """Say not ready, refuse new calls, let open ones finish for `grace_s`, then end them.
+
+        Streams are ended sooner (`stream_grace_s`), as UNAVAILABLE `server_stopping`.
+        """
+        self._streams.end(min(grace_s, self._limits.stream_grace_s))
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
 
