@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.policy.v1 import policy_pb2
 from kars_common import files, telemetry
 from kars_common.audit import AuditLog
-from kars_common.errors import FailedPreconditionError, InvalidInputError
+from kars_common.errors import FailedPreconditionError, InvalidInputError, UnavailableError
 from kars_common.policy import digest
 from kars_common.spiffe import SpiffeId
 
@@ -31,7 +31,7 @@ from kars_router.audit.recorder import CallRecorder
 from kars_router.budget.estimate import Estimator
 from kars_router.budget.gate import ReserveGate
 from kars_router.budget.journal import LedgerJournal, LedgerJournalError
-from kars_router.controller import ControllerLink
+from kars_router.controller import ControllerLink, LinkParts
 from kars_router.governance.gate import DecideGate, ToolJudge
 from kars_router.guardrails.gate import GuardInputGate, GuardOutputGate
 from kars_router.guardrails.redaction import SecretScanner
@@ -109,7 +109,17 @@ class RouterApp:
             self.recorder, expiry_s=settings.approval_timeout_s, max_holds=settings.max_holds
         )
         self.path = self._build_path(settings)
-        self.link = ControllerLink(settings, self)
+        self.link = ControllerLink(
+            settings,
+            LinkParts(
+                door=self.door,
+                log=log,
+                holds=self.holds,
+                providers=self.providers,
+                health=self.health,
+                apply=self.apply,
+            ),
+        )
 
     def _build_path(self, settings: RouterSettings) -> Path:
         redact = self.log.redactor.redact_text
@@ -175,7 +185,10 @@ class RouterApp:
         Raises:
             PolicyCompileError: it must be refused.
         """
-        policy = CompiledPolicy.compile(bundle, payload, digest(payload))
+        name = digest(payload)
+        if self.door.policy is not None and self.door.policy.digest == name:
+            return  # in force already: a second watch reads the kept bundle again
+        policy = CompiledPolicy.compile(bundle, payload, name)
         self.recorder.event(
             "policy.applied",
             {"sandbox": self.door.sandbox, "version": policy.version, "digest": policy.digest},
@@ -189,7 +202,7 @@ class RouterApp:
         gc.freeze()
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(self.log.run(), name="audit checkpoints"),
+                group.create_task(self._checkpoints(), name="audit checkpoints"),
                 group.create_task(self._snapshots(), name="ledger snapshots"),
                 *self.link.start(group),
             ]
@@ -208,6 +221,13 @@ class RouterApp:
         await self.dispatch.close()
         self.recorder.event("router.stopped", {"sandbox": self.door.sandbox})
         await self.journal.save()
+
+    async def _checkpoints(self) -> None:
+        try:
+            await self.log.run()
+        except UnavailableError as exc:
+            # The door stays open to say so: every call is refused, and readiness names the reason.
+            _log.error("the audit log cannot be written", extra={"reason": exc.reason})
 
     async def _snapshots(self) -> None:
         saved = -1

@@ -33,7 +33,8 @@ class ReserveGate:
             ledger.refuse()
             return _exceeded(
                 "per_request_tokens_exceeded",
-                f"this call may cost {total} tokens, about {prompt} of them prompt; the cap is {limits.per_request}",
+                f"this call may cost {total} tokens, about {prompt} of them prompt;"
+                f" the cap is {limits.per_request}",
                 None,
             )
         overdrawn = ledger.reserve(call.id, total, limits)
@@ -63,8 +64,8 @@ class ReserveGate:
     def _overdrawn(self, overdrawn: Overdrawn, total: int) -> Deny:
         return _exceeded(
             "budget_exceeded",
-            f"{overdrawn.window} token budget: {overdrawn.used} of {overdrawn.limit} used or reserved, this call"
-            f" may cost {total}; it resets at {overdrawn.resets_at.isoformat()}",
+            f"{overdrawn.window} token budget: {overdrawn.used} of {overdrawn.limit} used or reserved,"
+            f" this call may cost {total}; it resets at {overdrawn.resets_at.isoformat()}",
             max(1.0, overdrawn.resets_at.timestamp() - self._now_unix()),
         )
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 # Words that run another command given as their arguments.
 _WRAPPERS = frozenset(
-    "sudo doas env nohup time exec command builtin nice ionice setsid stdbuf timeout xargs busybox toybox chrt"
-    " taskset unbuffer watch parallel strace".split()
-)
+    ("sudo", "doas", "env", "nohup", "time", "exec", "command", "builtin", "nice", "ionice", "setsid")
+) | frozenset(("stdbuf", "timeout", "xargs", "busybox", "toybox", "chrt", "taskset", "unbuffer", "strace"))
 # Words whose arguments are code, or whose effect cannot be read from the text.
 _INTERPRETERS = frozenset(
     (

@@ -36,7 +36,6 @@ class Door:
     ledger: Ledger = field(default_factory=Ledger)
     rates: RateState = field(default_factory=RateState)
     policy: CompiledPolicy | None = None
-    last_known_good: bool = False
     bucket: TokenBucket = field(init=False)
     slots: Slots = field(init=False)
     sandbox: str = field(init=False)
@@ -48,7 +47,7 @@ class Door:
             self.defaults.max_concurrent, self.defaults.queue_limit, self.defaults.queue_wait_s
         )
 
-    def enforce(self, policy: CompiledPolicy, *, last_known_good: bool = False) -> None:
+    def enforce(self, policy: CompiledPolicy) -> None:
         """Put a policy in force for every call that comes from now on; counters and ledger stay."""
         limits = policy.limits
         self.bucket.resize(
@@ -57,7 +56,6 @@ class Door:
         )
         self.slots.limit = limits.max_concurrent or self.defaults.max_concurrent
         self.policy = policy
-        self.last_known_good = last_known_good
 
     @property
     def max_request_bytes(self) -> int:
