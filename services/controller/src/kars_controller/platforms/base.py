@@ -193,6 +193,8 @@ class ContainerStatus:
     """CamelCase, as in Kubernetes: RouterNotReady, CrashLoopBackOff, IsolationFailed, Completed, Error,
     OOMKilled, WorkspaceFull, Suspended."""
     message: str = ""
+    last_reason: str = ""
+    """Why the last run that ended did so; stays while the container waits or runs again."""
     exit_code: int | None = None
     """Of the last run that ended; 128 + n after signal n."""
     restart_count: int = 0

@@ -1,0 +1,1 @@
+"""System-call filters: named profiles, compiled to classic BPF here, with no libseccomp."""

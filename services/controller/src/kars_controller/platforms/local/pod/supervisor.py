@@ -1,0 +1,282 @@
+"""One pod: its network, its workspace, its two containers, and what order they come and go in.
+
+Start: workspace, network with the door, router; when the router says that it is ready, the agent. Stop:
+agent, router. A router crash leaves the agent running: its connections wait in the door's backlog. Holds
+no thread and no lock.
+"""
+
+import os
+from collections.abc import Callable
+
+from kars_controller.platforms.base import ContainerState, PodPhase, PodStatus
+from kars_controller.platforms.local import layout
+from kars_controller.platforms.local.isolation import cgroups, container, quota
+from kars_controller.platforms.local.isolation.errors import IsolationError
+from kars_controller.platforms.local.pod import blueprints, containment, workspace
+from kars_controller.platforms.local.pod.faults import Fault
+from kars_controller.platforms.local.pod.logs import RotatingLog
+from kars_controller.platforms.local.pod.loop import Loop
+from kars_controller.platforms.local.pod.network import PodNetwork
+from kars_controller.platforms.local.pod.readiness import Prober
+from kars_controller.platforms.local.pod.runner import Notices, Runner
+from kars_controller.platforms.local.spec import PodSpec
+
+_NETWORK_RETRY_S = 1.0
+
+
+class Supervisor:
+    """The pod, as planned and as it is."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        directory: layout.PodDirectory,
+        spec: PodSpec,
+        *,
+        faults: frozenset[Fault],
+        changed: Callable[[], None],
+        output: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._spec = spec
+        self._faults = faults
+        self._changed = changed
+        self._rootless = containment.rootless()
+        self._network: PodNetwork | None = None
+        self._prober: Prober | None = None
+        self._decided: containment.Containment | None = None
+        self._terminating = False
+        self._problem = ""
+        self._router = Runner(
+            loop,
+            layout.ROUTER,
+            self._launch_router,
+            RotatingLog(directory.log(layout.ROUTER)),
+            Notices(
+                changed=changed,
+                output=lambda: output(layout.ROUTER),
+                running=self._router_running,
+                ended=self._router_ended,
+            ),
+        )
+        self._router.restart_completed = True
+        self._agent = Runner(
+            loop,
+            layout.AGENT,
+            self._launch_agent,
+            RotatingLog(directory.log(layout.AGENT)),
+            Notices(
+                changed=changed,
+                output=lambda: output(layout.AGENT),
+                running=lambda: self._agent.ready(ready=True),
+            ),
+            oom_kills=lambda: self._decided.group.oom_kills() if self._decided else 0,
+        )
+
+    @property
+    def network(self) -> PodNetwork | None:
+        """The pod's network, while there is one."""
+        return self._network
+
+    def start(self) -> None:
+        """Bring the pod to what the spec says."""
+        if self._terminating:
+            return
+        if self._spec.suspended:
+            self._suspended()
+            return
+        try:
+            self._prepare()
+        except (OSError, IsolationError) as error:
+            reason = error.reason if isinstance(error, IsolationError) else "isolation_failed"
+            self._problem = f"{reason}: {error}"
+            for runner in (self._router, self._agent):
+                runner.hold("IsolationFailed", self._problem)
+            return
+        self._problem = ""
+        self._agent.restart_completed = self._spec.agent.restart_completed
+        self._agent.hold("RouterNotReady", "the router has not answered yet")
+        self._router.start()
+
+    def apply(self, spec: PodSpec) -> None:
+        """Take a new spec: restart what it changed, suspend or resume."""
+        old, self._spec = self._spec, spec
+        agent_changed = old.agent_digest != spec.agent_digest
+        router_changed = old.router_digest != spec.router_digest
+        if spec.suspended or self._problem or (agent_changed and router_changed):
+            self._stop_containers(self._start_changed)
+        elif agent_changed:
+            self._agent.stop(spec.termination_grace_s, self._start_changed)
+        elif router_changed:
+            self._router.stop(spec.termination_grace_s, self._router.start)
+        elif old.suspended:
+            self.start()
+        self._changed()
+
+    def _start_changed(self) -> None:
+        """Decide containment and workspace anew, with no agent running, then go on."""
+        self._release_group()
+        if not self._spec.suspended:
+            workspace.release(self._directory, lazily=False)
+        self.start()
+        if self._router.status.ready and not self._spec.suspended:
+            self._agent.start()
+
+    def stop(self, then: Callable[[], None]) -> None:
+        """End both containers and let go of network, cgroup and workspace; then call back."""
+        self._terminating = True
+        self._changed()
+
+        def down() -> None:
+            self._release()
+            then()
+
+        self._stop_containers(down)
+
+    def status(self) -> PodStatus:
+        """Say how the pod is."""
+        return PodStatus(
+            key=self._spec.key,
+            uid=self._spec.uid,
+            plan_digest=self._spec.digest,
+            phase=self._phase(),
+            agent=self._agent.status,
+            router=self._router.status,
+            isolation=self._decided.controls if self._decided else (),
+        )
+
+    def _phase(self) -> PodPhase:
+        agent = self._agent.status
+        if self._terminating:
+            return PodPhase.TERMINATING
+        if self._spec.suspended:
+            return PodPhase.SUSPENDED
+        if (
+            self._problem
+            or agent.reason == "IsolationFailed"
+            or self._router.status.reason == "IsolationFailed"
+        ):
+            return PodPhase.FAILED
+        if agent.state is ContainerState.TERMINATED:
+            return PodPhase.SUCCEEDED if agent.exit_code == 0 else PodPhase.FAILED
+        if agent.state is ContainerState.RUNNING and self._router.status.ready:
+            return PodPhase.RUNNING
+        return PodPhase.PENDING
+
+    # -- coming up
+
+    def _prepare(self) -> None:
+        limits = self._spec.agent.limits
+        quota_problem = quota.unavailable()
+        if Fault.NO_QUOTA in self._faults:
+            quota_problem = "switched off"
+        if self._decided is None:
+            self._decided = containment.decide(
+                self._spec.agent,
+                group=self._make_group(),
+                quota_problem=quota_problem,
+                rootless=self._rootless,
+                faults=self._faults,
+            )
+        workspace.prepare(
+            self._directory,
+            size=limits.workspace_bytes,
+            seed=self._spec.agent.workspace_seed,
+            quota_problem=quota_problem,
+        )
+        if self._network is None:
+            self._network = PodNetwork(
+                self._loop,
+                rootless=self._rootless,
+                empty=Fault.NO_NETWORK_NAMESPACE not in self._faults,
+                on_lost=self._network_lost,
+            )
+            self._prober = Prober(self._loop, self._network, self._probed)
+
+    def _make_group(self) -> cgroups.Group:
+        limits = self._spec.agent.limits
+        if Fault.NO_CGROUP in self._faults:
+            return cgroups.Group(missing=dict.fromkeys(cgroups.CONTROLLERS, "switched off"))
+        ceilings = cgroups.Ceilings(
+            memory_bytes=limits.memory_bytes, pids=limits.pids, cpu_millis=limits.cpu_millis
+        )
+        # The supervisor's pid keeps two pods of the same name (two homes on one machine) apart.
+        name = f"kars-{self._spec.key.namespace}-{self._spec.key.name}-{os.getpid()}"
+        return cgroups.create(name, ceilings)
+
+    def _launch_router(self) -> container.Started:
+        assert self._network is not None
+        spec = blueprints.router(
+            self._spec, state=self._directory.router_state, rootless=self._rootless, faults=self._faults
+        )
+        return container.start(spec, network=None, inherited=(self._network.door,), admit=lambda _: None)
+
+    def _launch_agent(self) -> container.Started:
+        assert self._network is not None
+        assert self._decided is not None
+        spec = blueprints.agent(
+            self._spec,
+            self._decided,
+            workspace=self._directory.workspace,
+            rootless=self._rootless,
+            faults=self._faults,
+        )
+        return container.start(spec, network=self._network.namespaces, admit=self._decided.group.add)
+
+    def _router_running(self) -> None:
+        if self._prober is not None:
+            self._prober.start()
+
+    def _router_ended(self) -> None:
+        if self._prober is not None:
+            self._prober.stop()
+
+    def _probed(self, ready: bool, message: str) -> None:
+        reason = "" if ready else "RouterNotReady"
+        before = self._router.status
+        if (before.ready, before.message) != (ready, message):
+            self._router.ready(ready=ready, reason=reason, message=message)
+        if ready:
+            self._agent.start()
+        else:
+            self._agent.hold("RouterNotReady", message)
+
+    def _network_lost(self) -> None:
+        """Start the whole pod over: without the holder there is nowhere to put a container."""
+        self._network = None
+        if not self._terminating:
+            self._stop_containers(self._start_later)
+
+    def _start_later(self) -> None:
+        self._loop.call_later(_NETWORK_RETRY_S, self.start)
+
+    # -- going down
+
+    def _suspended(self) -> None:
+        for runner in (self._agent, self._router):
+            runner.stop(0)
+
+    def _stop_containers(self, then: Callable[[], None]) -> None:
+        def router_down() -> None:
+            self._release_group()
+            then()
+
+        def agent_down() -> None:
+            self._router.stop(self._spec.termination_grace_s, router_down)
+
+        if self._prober is not None:
+            self._prober.stop()
+        self._agent.stop(self._spec.termination_grace_s, agent_down)
+
+    def _release_group(self) -> None:
+        if self._decided is not None:
+            self._decided.group.kill()
+            self._decided.group.remove()
+            self._decided = None
+
+    def _release(self) -> None:
+        if self._network is not None:
+            self._network.close()
+            self._network = None
+        workspace.release(self._directory, lazily=True)
