@@ -198,17 +198,14 @@ def _source(settings: RouterSettings) -> SvidSource:
         return FileSvidSource(settings.svid_dir)
     if settings.bootstrap_endpoint is None:
         return NoIdentity()
-    missing = [
-        name
-        for name in ("controller_endpoint", "trust_bundle_file", "join_token_file")
-        if getattr(settings, name) is None
-    ]
-    if (
-        settings.controller_endpoint is None
-        or settings.trust_bundle_file is None
-        or settings.join_token_file is None
-    ):
-        raise InvalidInputError("settings_invalid", f"BOOTSTRAP_ENDPOINT needs {', '.join(missing)}")
+    endpoint, roots, token = (
+        settings.controller_endpoint,
+        settings.trust_bundle_file,
+        settings.join_token_file,
+    )
+    if endpoint is None or roots is None or token is None:
+        needed = "CONTROLLER_ENDPOINT, TRUST_BUNDLE_FILE and JOIN_TOKEN_FILE"
+        raise InvalidInputError("settings_invalid", f"BOOTSTRAP_ENDPOINT needs {needed}")
     return ControllerSvidSource(
         SpiffeId.sandbox(settings.trust_domain, settings.namespace, settings.sandbox),
         bootstrap_endpoint=settings.bootstrap_endpoint,
