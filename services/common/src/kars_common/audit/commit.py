@@ -1,12 +1,18 @@
 """Group commit: one fdatasync for everybody who waits.
 
-While a sync runs, those who come later gather for the next one; nobody waits for more than two. Knows
-positions and a sync function, nothing of records. After a failure every waiter and every later caller gets
-the same error: what the kernel did with the lost pages cannot be known, so a later success would prove
-nothing.
+Those who come while a sync runs share the next one; nobody waits for more than two. Where a sync is done
+follows the disk: one that is quicker than the hand-over to a thread (measured: 0.15 ms against 0.2 ms) is
+done on the loop, after everything that was ready in the same turn, so that a busy loop still shares; a
+slow disk moves to a worker thread and is tried again later, ever more rarely.
+
+Knows positions and a sync function, nothing of records. After a failure every waiter and every later
+caller gets the same error: what the kernel did with the lost pages cannot be known, so a later success
+would prove nothing.
 """
 
 import asyncio
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,22 +20,35 @@ from kars_common.errors import UnavailableError
 
 Sync = Callable[[], None]
 
+SLOW_S = 0.002
+"""A sync on the loop that took longer sends the next ones to the thread."""
+_FIRST_DETOUR = 64
+_LONGEST_DETOUR = 65536
+_NOT_BEGUN = sys.maxsize
+
 
 class GroupCommit:
     """Makes positions durable in batches; all methods belong to one event loop."""
 
     def __init__(
-        self, begin: Callable[[], tuple[int, Sync]], settled: Callable[[int, OSError | None], None]
+        self,
+        begin: Callable[[], tuple[int, Sync]],
+        settled: Callable[[int, OSError | None], None],
+        clock_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Create one.
 
         Args:
             begin: Returns the position that a sync started now will cover, and the blocking sync.
             settled: Told, on the loop, the position and the error of a sync that ended.
+            clock_s: Measures syncs.
         """
         self._begin = begin
         self._settled = settled
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="audit-sync")
+        self._clock_s = clock_s
+        self._executor: ThreadPoolExecutor | None = None
+        self._detour = _FIRST_DETOUR
+        self._threaded_left = 0
         self._running: asyncio.Future[None] | None = None
         self._running_position = 0
         self._gathering: asyncio.Future[None] | None = None
@@ -38,7 +57,7 @@ class GroupCommit:
 
     @property
     def busy(self) -> bool:
-        """Whether a sync is running now."""
+        """Whether a sync is running, or about to run, now."""
         return self._running is not None
 
     async def wait(self, position: int) -> None:
@@ -53,7 +72,9 @@ class GroupCommit:
             if self._failure is not None:
                 raise UnavailableError("audit_unavailable", self._failure)
             if self._running is None:
-                await asyncio.shield(self._start(asyncio.get_running_loop().create_future()))
+                batch = asyncio.get_running_loop().create_future()
+                self._start(batch)
+                await asyncio.shield(batch)
             elif position <= self._running_position:
                 await asyncio.shield(self._running)
             else:
@@ -61,23 +82,34 @@ class GroupCommit:
                     self._gathering = asyncio.get_running_loop().create_future()
                 await asyncio.shield(self._gathering)
 
-    def _start(self, batch: "asyncio.Future[None]") -> "asyncio.Future[None]":
+    def _start(self, batch: asyncio.Future[None]) -> None:
+        self._running = batch
+        if self._threaded_left:
+            self._threaded_left -= 1
+            self._sync_in_thread(batch)
+        else:
+            self._running_position = _NOT_BEGUN
+            batch.get_loop().call_soon(self._sync_here, batch)
+
+    def _sync_here(self, batch: asyncio.Future[None]) -> None:
+        self._running_position, sync = self._begin()
+        started_s = self._clock_s()
+        error = _attempt(sync)
+        if self._clock_s() - started_s > SLOW_S:
+            self._threaded_left = self._detour
+            self._detour = min(self._detour * 2, _LONGEST_DETOUR)
+        else:
+            self._detour = max(self._detour // 2, _FIRST_DETOUR)
+        self._finish(batch, error)
+
+    def _sync_in_thread(self, batch: asyncio.Future[None]) -> None:
         loop = batch.get_loop()
         self._running_position, sync = self._begin()
-        self._running = batch
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="audit-sync")
+        self._executor.submit(lambda: loop.call_soon_threadsafe(self._finish, batch, _attempt(sync)))
 
-        def work() -> None:
-            error: OSError | None = None
-            try:
-                sync()
-            except OSError as exc:
-                error = exc
-            loop.call_soon_threadsafe(self._finish, batch, error)
-
-        self._executor.submit(work)
-        return batch
-
-    def _finish(self, batch: "asyncio.Future[None]", error: OSError | None) -> None:
+    def _finish(self, batch: asyncio.Future[None], error: OSError | None) -> None:
         self._running = None
         if error is None and self._failure is None:
             self.durable = max(self.durable, self._running_position)
@@ -97,4 +129,13 @@ class GroupCommit:
         """Wait for a running sync and end the worker thread."""
         while self._running is not None:
             await asyncio.shield(self._running)
-        self._executor.shutdown(wait=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+
+
+def _attempt(sync: Sync) -> OSError | None:
+    try:
+        sync()
+    except OSError as exc:
+        return exc
+    return None
