@@ -1,0 +1,1 @@
+"""`make demo`: run the quickstart agent, attack every control, print what happened."""
