@@ -7,6 +7,7 @@ Fields come from `extra`. Bodies, prompts and credentials do not belong there; n
 them. `audit` is the record that counts, this is for the people who run the service.
 """
 
+import json
 import logging
 import os
 import sys
@@ -41,7 +42,11 @@ class JsonFormatter(logging.Formatter):
                 line[f"{name}_" if name in _RESERVED else name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(line, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+        except orjson.JSONEncodeError:
+            # Lone surrogates, huge numbers, odd keys: a strange value must not cost the whole line.
+            return json.dumps({name: _text(value) for name, value in line.items()})
 
 
 def configure(service: str, level: str = "INFO", stream: TextIO | None = None) -> None:

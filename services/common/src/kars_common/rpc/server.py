@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -116,6 +117,27 @@ class RpcServer:
         """The table in use, standard services included."""
         return self._authorization
 
+    def methods(self) -> frozenset[str]:
+        """Return the full names of all methods that are served; a service's test compares them to its table.
+
+        Raises:
+            KeyError: for a service whose stubs are not loaded.
+        """
+        names = (*self._services, *((reflection.SERVICE_NAME,) if self._describes_itself else ()))
+        found = (descriptor_pool.Default().FindServiceByName(name) for name in names)
+        return frozenset(
+            f"{service.full_name}/{method.name}" for service in found for method in service.methods
+        )
+
+    def ungoverned(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return methods without a rule, and rules without a method; both empty in a sound service."""
+        return self.methods() - self._authorization.methods, self._authorization.methods - self.methods()
+
+    @property
+    def _describes_itself(self) -> bool:
+        # The bootstrap listener describes nothing to strangers.
+        return self._require_client_certificate and self._source is not None
+
     async def start(self, *, ready: bool = True) -> int:
         """Bind, serve and return the port.
 
@@ -125,8 +147,7 @@ class RpcServer:
         Raises:
             UnavailableError: `svid_unavailable` when the source has none yet, `address_unavailable`.
         """
-        if self._require_client_certificate and self._source is not None:
-            # The bootstrap listener describes nothing to strangers.
+        if self._describes_itself:
             reflection.enable_server_reflection((*self._services, reflection.SERVICE_NAME), self._server)
         try:
             port = self._bind()

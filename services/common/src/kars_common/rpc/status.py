@@ -4,9 +4,10 @@ One table serves both directions: the classes of `kars_common.errors` and the st
 """
 
 import re
+from typing import Any
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import (  # type: ignore[import-untyped]  # ships no stubs
     code_pb2,
     error_details_pb2,
@@ -68,20 +69,26 @@ def from_rpc_error(failure: grpc.aio.AioRpcError) -> errors.KarsError:
     cls = _BY_STATUS.get(failure.code(), errors.InternalError)
     reason, metadata, violations = failure.code().name.lower(), {}, []
     for detail in _details(failure):
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        if detail.Unpack(info) and info.domain == ERROR_DOMAIN and _REASON.fullmatch(info.reason):
-            reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(bad):
-            violations = [errors.FieldViolation(v.field, v.description) for v in bad.field_violations]
+        if isinstance(detail, error_details_pb2.BadRequest):
+            violations = [errors.FieldViolation(v.field, v.description) for v in detail.field_violations]
+        elif detail.domain == ERROR_DOMAIN and _REASON.fullmatch(detail.reason):
+            reason, metadata = detail.reason, dict(detail.metadata)
     message = errors.clean_text(failure.details() or "no details")
     return cls(reason, message, metadata, violations)
 
 
-def _details(failure: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
+def _details(failure: grpc.aio.AioRpcError) -> list[Any]:
+    """Return the ErrorInfo and BadRequest messages of a status; what cannot be read is left out."""
+    found: list[Any] = []
     for key, value in failure.trailing_metadata() or ():
-        if key == _DETAILS_KEY and isinstance(value, bytes):
-            try:
-                return list(status_pb2.Status.FromString(value).details)
-            except ValueError:  # DecodeError: a peer that does not speak google.rpc.Status
-                return []
-    return []
+        if key != _DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        try:
+            for detail in status_pb2.Status.FromString(value).details:
+                for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest):
+                    message = kind()
+                    if detail.Unpack(message):
+                        found.append(message)
+        except DecodeError:  # a peer that does not speak google.rpc.Status
+            continue
+    return found
