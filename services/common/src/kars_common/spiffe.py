@@ -7,7 +7,6 @@ certificates.
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
 from kars_common.errors import InvalidInputError
@@ -98,12 +97,6 @@ class SpiffeId:
 
     def __str__(self) -> str:
         return f"{_SCHEME}{self.trust_domain}{self.path}"
-
-
-@lru_cache(maxsize=1024)
-def parse_cached(text: str) -> SpiffeId:
-    """Parse an id that comes again with every call of a connection."""
-    return SpiffeId.parse(text)
 
 
 def _label(text: str) -> str:

@@ -79,10 +79,22 @@ class MemoryAuthority:
         dns_names: tuple[str, ...] | None = None,
     ) -> bytes:
         """Return the certificate for a CSR, PEM."""
-        csr = x509.load_pem_x509_csr(csr_pem)
-        issued_at = issued_at or datetime.now(UTC) - timedelta(seconds=1)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
         names += [x509.DNSName(name) for name in (_own_names(spiffe_id) if dns_names is None else dns_names)]
+        return self._certify(csr_pem, names, issued_at or datetime.now(UTC) - timedelta(seconds=1), lifetime)
+
+    def with_uris(self, uris: list[str]) -> tuple[bytes, bytes]:
+        """Return key and certificate with any URI SANs: what an authority must never issue."""
+        private_key_pem, csr_pem = create_csr()
+        names: list[x509.GeneralName] = [x509.DNSName("odd.example")]
+        names += [x509.UniformResourceIdentifier(uri) for uri in uris]
+        issued_at = datetime.now(UTC) - timedelta(seconds=1)
+        return private_key_pem, self._certify(csr_pem, names, issued_at, timedelta(hours=1))
+
+    def _certify(
+        self, csr_pem: bytes, names: list[x509.GeneralName], issued_at: datetime, lifetime: timedelta
+    ) -> bytes:
+        csr = x509.load_pem_x509_csr(csr_pem)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(csr.subject)

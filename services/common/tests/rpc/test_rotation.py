@@ -142,6 +142,47 @@ async def test_stop_ends_open_streams_early_with_a_reason() -> None:
     await channel.close()
 
 
+async def test_open_connection_is_no_way_around_the_callers_expiry() -> None:
+    authority = MemoryAuthority()
+    server = RpcServer(StaticSvidSource(authority.service("controller")), TABLE, "127.0.0.1:0")
+    server.add(policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server, Servicer())
+    port = await server.start()
+    short = authority.service("relay", lifetime=timedelta(seconds=2))
+    stubborn = StaticSvidSource(short)
+    stubborn.current = lambda: short  # type: ignore[method-assign]  # a client that does not check itself
+    channel = PeerChannel(stubborn, f"127.0.0.1:{port}", "controller.svc.kars.local")
+    stub: Any = channel.stub(policy_pb2_grpc.PolicyDiscoveryStub)
+    reason = ""
+    async with asyncio.timeout(5):
+        while not reason:
+            try:
+                await stub.GetSigningKeys(policy_pb2.GetSigningKeysRequest())
+            except grpc.aio.AioRpcError as exc:
+                reason = from_rpc_error(exc).reason
+    assert reason == "peer_certificate_expired"
+    await channel.close()
+    await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["spiffe://kars.local/svc/a", "spiffe://kars.local/svc/b"], ["https://x/y"]]
+)
+async def test_certificate_without_exactly_one_spiffe_id_is_refused(names: list[str]) -> None:
+    authority = MemoryAuthority()
+    server = RpcServer(StaticSvidSource(authority.service("controller")), TABLE, "127.0.0.1:0")
+    server.add(policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server, Servicer())
+    port = await server.start()
+    odd = authority.with_uris(names)
+    credentials = grpc.ssl_channel_credentials(authority.trust_bundle_pem, *odd)
+    options = [("grpc.ssl_target_name_override", "controller.svc.kars.local")]
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
+        stub: Any = policy_pb2_grpc.PolicyDiscoveryStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetSigningKeys(policy_pb2.GetSigningKeysRequest(), timeout=5)
+    await server.stop(0)
+    assert from_rpc_error(caught.value).reason == "peer_identity_invalid"
+
+
 def _valid(source: StaticSvidSource) -> bool:
     try:
         source.current()

@@ -11,13 +11,16 @@ Knows no service's meaning.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from typing import cast
 
 import grpc
+from cryptography import x509
 
-from kars_common import errors, spiffe
+from kars_common import errors, spiffe, svid
 from kars_common.rpc import _handlers, status
 from kars_common.rpc.authorization import AuthorizationTable
 
@@ -161,23 +164,34 @@ def caller(context: Context) -> spiffe.SpiffeId:
 def peer(context: Context) -> spiffe.SpiffeId | None:
     """Return the proven identity, or None for a caller without a certificate.
 
+    TLS judged the certificate when the connection was opened; its end is judged again at each call, so
+    an open connection is no way around a lifetime.
+
     Raises:
-        UnauthenticatedError: `peer_identity_invalid` when the certificate names no single SPIFFE id.
+        UnauthenticatedError: `peer_identity_invalid` when the certificate names no single SPIFFE id,
+            `peer_certificate_expired`.
     """
-    auth = context.auth_context()
-    if not auth.get("x509_common_name") and not auth.get("x509_pem_cert"):
+    pem = b"".join(context.auth_context().get("x509_pem_cert", ()))
+    if not pem:
         return None
-    uris = list(auth.get("peer_spiffe_id", ()))
-    if len(uris) != 1:
+    try:
+        identity, expires = _read_certificate(pem)
+    except (errors.InvalidInputError, ValueError) as exc:
         raise errors.UnauthenticatedError(
             "peer_identity_invalid", "the client certificate must name exactly one SPIFFE id"
-        )
-    try:
-        return spiffe.parse_cached(uris[0].decode("ascii"))
-    except (errors.InvalidInputError, UnicodeDecodeError) as exc:
-        raise errors.UnauthenticatedError(
-            "peer_identity_invalid", "the client's SPIFFE id is malformed"
         ) from exc
+    if time.time() >= expires:
+        raise errors.UnauthenticatedError(
+            "peer_certificate_expired", f"the certificate of {identity} expired on this connection"
+        )
+    return identity
+
+
+@lru_cache(maxsize=1024)
+def _read_certificate(pem: bytes) -> tuple[spiffe.SpiffeId, float]:
+    """Return identity and end of validity; the same bytes come with every call of a connection."""
+    leaf = x509.load_pem_x509_certificate(pem)
+    return svid.spiffe_id_of(leaf), leaf.not_valid_after_utc.timestamp()
 
 
 async def _abort(context: Context, error: errors.KarsError) -> None:
