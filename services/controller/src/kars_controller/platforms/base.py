@@ -254,9 +254,10 @@ class Platform(Protocol):
     async def apply(self, plan: PodPlan) -> None:
         """Make the pod be as planned. Idempotent; returns when accepted, not when running.
 
+        What this machine cannot give a plan shows in `observe`: phase Failed, reason IsolationFailed.
+
         Raises:
             InvalidInputError: the plan cannot be run on any machine (`mount_refused`, `mount_missing`).
-            FailedPreconditionError: this machine lacks what the plan requires (`isolation_unavailable`).
             UnavailableError: the pod's supervisor did not start or answer (`supervisor_unavailable`).
         """
         ...

@@ -127,6 +127,16 @@ def decode(plain: Mapping[str, Any]) -> PodSpec:
     )
 
 
+def read(path: Path) -> PodSpec:
+    """Read a spec from its file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, KeyError, TypeError: it is no spec.
+    """
+    return decode(json.loads(path.read_bytes()))
+
+
 def _mounts(plain: list[dict[str, str]]) -> tuple[ReadOnlyMount, ...]:
     return tuple(ReadOnlyMount(source=Path(mount["source"]), target=mount["target"]) for mount in plain)
 

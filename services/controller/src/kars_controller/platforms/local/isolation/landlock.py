@@ -85,7 +85,7 @@ def _restrict(rules: Rules, version: int) -> None:
             syscalls.call("landlock_add_rule", ruleset, _RULE_NET_PORT, _NetPort(_NET_CONNECT, port), 0)
         for port in rules.bind_ports:
             syscalls.call("landlock_add_rule", ruleset, _RULE_NET_PORT, _NetPort(_NET_BIND, port), 0)
-    syscalls.prctl(privileges.PR_SET_NO_NEW_PRIVS, 1)
+    privileges.forbid_new_privileges()
     syscalls.call("landlock_restrict_self", ruleset, 0)
     os.close(ruleset)
 

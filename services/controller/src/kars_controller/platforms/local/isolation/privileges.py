@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -39,7 +39,16 @@ def drop(uid: int, *, own_user_namespace: bool) -> None:
     os.setresuid(uid, uid, uid)
     header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0))
     syscalls.call("capset", header, ctypes.create_string_buffer(24))
-    syscalls.prctl(PR_SET_NO_NEW_PRIVS, 1)
+    forbid_new_privileges()
+
+
+def forbid_new_privileges() -> None:
+    """Let no later execve gain anything.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def limit(limits: Mapping[int, int]) -> None:

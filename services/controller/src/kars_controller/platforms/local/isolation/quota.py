@@ -140,7 +140,7 @@ def _grow(image: Path, size: int) -> None:
 
 
 def _wait_until_free(image: Path) -> None:
-    """Wait until no loop device shows the image: the kernel lets go of a dead mount namespace a moment later."""
+    """Wait until no loop device shows the image: a dead mount namespace is let go a moment later."""
     deadline = time.monotonic() + _FREE_TIMEOUT_S
     while _shown_by_a_loop_device(image):
         if time.monotonic() > deadline:

@@ -4,8 +4,8 @@ Started detached by the platform; outlives the controller. SIGTERM ends the pod 
 stopped, 75 another supervisor holds the pod, 1 the spec cannot be read.
 """
 
+import contextlib
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -81,6 +81,7 @@ class _Pod:
 
 def main(arguments: list[str]) -> int:
     """Supervise the pod in the directory named by the one argument."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # whatever whoever started us left open
     directory = PodDirectory(Path(arguments[0]).resolve())
     os.umask(0o077)
     lock = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
     except BlockingIOError:
         return _ALREADY_SUPERVISED
     try:
-        spec = specs.decode(json.loads(directory.spec.read_bytes()))
+        spec = specs.read(directory.spec)
     except (OSError, ValueError, KeyError, TypeError) as error:
         sys.stderr.write(f"cannot read {directory.spec}: {error}\n")
         return 1
@@ -99,9 +100,17 @@ def main(arguments: list[str]) -> int:
     pod = _Pod(loop, directory, spec)
     loop.on_signal(signal.SIGTERM, pod.stop)
     pod.start()
+    _say_ready()
     loop.run()
     pod.close()
     return 0
+
+
+def _say_ready() -> None:
+    """Tell whoever started us, then let go of its pipe."""
+    with contextlib.suppress(OSError):
+        os.write(1, b"ready\n")
+    os.dup2(2, 1)
 
 
 if __name__ == "__main__":

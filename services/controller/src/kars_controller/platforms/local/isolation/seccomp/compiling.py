@@ -40,7 +40,7 @@ def compile_profile(name: str, *, machine: str | None = None, pin_affinity: bool
         program += _each(numbers, frozenset({"sched_setaffinity"}), _EPERM)
     if name == STRICT:
         program += _each(numbers, _union(profiles.ALLOWED), bpf.ALLOW)
-        # A call newer than our table is "not there", so that libc falls back; one we know and left out is refused.
+        # A call newer than our table is "not there", so that libc falls back; a known one is refused.
         program += bpf.when_at_least(max(numbers.values()) + 1, [bpf.give(bpf.refuse_with(errno.ENOSYS))])
         program.append(bpf.give(_EPERM))
     elif name == DEFAULT:
