@@ -1,6 +1,7 @@
 """The log keeps what it acknowledged: across restarts, kills, rotation, full disks and many writers."""
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -284,6 +285,11 @@ def test_full_disk_refuses_for_ever_and_leaves_a_whole_log(directory: Path, key:
     assert verify_directory(directory, key.public_key()).ok
 
 
+def _append_for_ever(log: AuditLog) -> None:
+    for i in itertools.count():
+        log.append("a", {"n": i, "pad": "x" * 100})
+
+
 def _fill(directory: Path, key: Ed25519PrivateKey) -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -295,6 +301,33 @@ def _fill(directory: Path, key: Ed25519PrivateKey) -> int:
         except UnavailableError as exc:
             reasons.append(exc.reason)
     return 0 if set(reasons) == {"audit_unavailable"} and log.failed and log.size + len(reasons) == 100 else 2
+
+
+@pytest.mark.root
+def test_full_file_system_refuses_for_ever_and_leaves_a_whole_log(
+    tmp_path: Path, key: Ed25519PrivateKey
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("the kernel lets us mount no tmpfs here")
+    try:
+        log = AuditLog.open(disk / "audit", ORIGIN, key)
+        with pytest.raises(UnavailableError):
+            _append_for_ever(log)
+        with pytest.raises(UnavailableError):
+            log.append("a", {})
+        whole = log.size
+        asyncio.run(log.close())
+        assert whole > 100
+        report = verify_directory(disk / "audit", key.public_key())
+        assert report.ok, report.finding
+        assert report.size == whole
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +364,7 @@ async def test_secrets_are_not_in_the_files(open_log: OpenLog, directory: Path) 
         assert secret not in everything
 
 
-async def test_agent_text_cannot_break_out_of_its_line(
+async def test_router_register_52_agent_text_cannot_break_out_of_its_field(
     open_log: OpenLog, directory: Path, key: Ed25519PrivateKey
 ) -> None:
     log = open_log()
@@ -384,7 +417,7 @@ async def test_run_signs_new_heads_until_cancelled(
     await log.close()
 
 
-async def test_unwritable_directory_is_an_error_not_a_silent_default(
+async def test_router_register_1_unwritable_directory_stops_the_start(
     tmp_path: Path, key: Ed25519PrivateKey
 ) -> None:
     blocked = tmp_path / "file"

@@ -208,8 +208,11 @@ class AuditLog:
         leaf = merkle.leaf_hash(line)
         completed: list[bytes] = []
         self._edge.append(leaf, completed)
-        self._tree.extend(completed)
         self._prev = leaf.hex()
+        try:
+            self._tree.extend(completed)
+        except OSError as exc:
+            raise self._fail(f"audit tree cannot be written: {exc}") from exc
         return seq
 
     def _fail(self, reason: str) -> UnavailableError:

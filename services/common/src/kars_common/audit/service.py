@@ -13,6 +13,7 @@ from kars_common.audit import notes
 from kars_common.audit.log import AuditLog
 from kars_common.audit.witness import Submission, Submit, Witness
 from kars_common.errors import InvalidInputError, NotFoundError, OutOfRangeError
+from kars_common.rpc import caller
 
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
@@ -95,12 +96,17 @@ class AuditLogServicer(audit_pb2_grpc.AuditLogServicer):
 class AuditWitnessServicer(audit_pb2_grpc.AuditWitnessServicer):
     """Serves a witness."""
 
-    def __init__(self, witness: Witness, origin_of_caller: Callable[[Context], str]) -> None:
+    def __init__(
+        self,
+        witness: Witness,
+        origin_of_caller: Callable[[Context], str] = lambda context: str(caller(context)),
+    ) -> None:
         """Create one.
 
         Args:
             witness: Decides and signs.
-            origin_of_caller: Returns the only origin that the caller's verified identity may speak for.
+            origin_of_caller: Returns the only origin that the caller may speak for; by default the SPIFFE id
+                that the connection proved.
         """
         self._witness = witness
         self._origin_of_caller = origin_of_caller
