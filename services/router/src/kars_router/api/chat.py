@@ -112,8 +112,8 @@ class ChatEndpoint:
         """
         headers: wire.Headers = [(wire.TRACE_HEADER, trace.encode())]
         try:
-            raw = await read_json_body(scope, receive, self._door.max_request_bytes)
-            request = parse_chat(strict_json.parse_object(raw))
+            raw = await read_json_body(scope, receive, self._door.defaults.max_request_bytes)
+            request = parse_chat(strict_json.parse_object(raw), len(raw))
         except BodyError as exc:
             await wire.refuse(send, exc.denial, [*headers, (b"connection", b"close")])
             return exc.denial

@@ -24,15 +24,15 @@ class GuardInputGate:
     name = "guard_input"
 
     async def admit(self, call: Call) -> Verdict:
-        """Refuse a prompt larger than policy allows."""
+        """Refuse a request larger than policy allows."""
         if isinstance(call, InferenceCall):
             limit = call.in_force.limits.max_request_bytes
-            if limit and call.request.prompt_bytes > limit:
+            if limit and call.request.body_bytes > limit:
                 return Deny(
                     status=413,
                     error_type="invalid_request_error",
                     code="request_too_large",
-                    message=f"the prompt is larger than the policy's {limit} bytes",
+                    message=f"the request is larger than the policy's {limit} bytes",
                 )
         return ADMIT
 

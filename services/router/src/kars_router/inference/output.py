@@ -106,10 +106,10 @@ class ChatOutput:
         Raises:
             RefusedAnswerError: the answer is above the safety floor, reports an error, or is no completion.
         """
+        self._take_usage(document.get("usage"))  # first: a refused answer was bought all the same
         self._check_safety(document)
         if document.get("error") is not None:
             raise RefusedAnswerError(provider_error("the provider reported an error inside its answer"))
-        self._take_usage(document.get("usage"))
         choices = document.get("choices")
         if not isinstance(choices, list) or len(choices) > _MAX_CHOICES:
             raise RefusedAnswerError(provider_error("the provider's answer has no readable choices"))

@@ -40,6 +40,7 @@ class ChatRequest:
         choices: how many answers (`n`).
         prompt_bytes: size of everything a provider reads as prompt.
         images: image parts among the messages.
+        body_bytes: size of the request as it came.
     """
 
     body: dict[str, Any]
@@ -50,6 +51,7 @@ class ChatRequest:
     choices: int
     prompt_bytes: int
     images: int
+    body_bytes: int = 0
 
     def tools(self) -> Iterator[tuple[str, int, str]]:
         """Yield (list name, index, tool name) of each offered tool."""
@@ -69,7 +71,7 @@ def tool_name(tool: dict[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def parse_chat(document: dict[str, Any]) -> ChatRequest:
+def parse_chat(document: dict[str, Any], body_bytes: int = 0) -> ChatRequest:
     """Check a request's fields and take ownership of it.
 
     Raises:
@@ -104,6 +106,7 @@ def parse_chat(document: dict[str, Any]) -> ChatRequest:
         choices=body.get("n", 1),
         prompt_bytes=_prompt_bytes(body),
         images=images,
+        body_bytes=body_bytes,
     )
 
 

@@ -58,12 +58,6 @@ class Door:
         self.policy = policy
 
     @property
-    def max_request_bytes(self) -> int:
-        """Largest body of a model call: the smaller of policy's bound and the router's own."""
-        asked = self.policy.limits.max_request_bytes if self.policy is not None else 0
-        return min(asked, self.defaults.max_request_bytes) if asked else self.defaults.max_request_bytes
-
-    @property
     def max_response_bytes(self) -> int:
         """Largest answer: the smaller of policy's bound and the router's own."""
         asked = self.policy.limits.max_response_bytes if self.policy is not None else 0

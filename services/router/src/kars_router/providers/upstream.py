@@ -161,12 +161,17 @@ class ReqwestResponse:
             await request.__aexit__(None, None, None)
 
 
-def _translate(exc: exceptions.PyreqwestError, *, maybe_received: bool | None = None) -> UpstreamError:
-    connecting = isinstance(
-        exc, exceptions.ConnectError | exceptions.ConnectTimeoutError | exceptions.PoolTimeoutError
-    )
+def _translate(exc: exceptions.PyreqwestError, *, maybe_received: bool = False) -> UpstreamError:
     timed_out = isinstance(exc, exceptions.RequestTimeoutError)
     # The client's own text names the address; it stays here.
     text = "the provider took too long" if timed_out else "the provider cannot be reached"
-    received = (not connecting) if maybe_received is None else maybe_received
+    received = maybe_received or not _surely_unsent(exc)
     return UpstreamError(text, maybe_received=received, timed_out=timed_out)
+
+
+def _surely_unsent(exc: exceptions.PyreqwestError) -> bool:
+    if isinstance(exc, exceptions.ConnectTimeoutError | exceptions.PoolTimeoutError):
+        return True
+    # ConnectError alone proves nothing: it also stands for a connection that broke under the request.
+    causes = (exc.details.get("causes") or ()) if isinstance(exc, exceptions.ConnectError) else ()
+    return any(cause["message"] == "client error (Connect)" for cause in causes)
