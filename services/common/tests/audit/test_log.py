@@ -8,12 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from kars_common.audit import AuditLog, merkle, open_checkpoint, verify_directory
+from kars_common.audit import AuditLog, merkle, open_checkpoint, segments, verify_directory
+from kars_common.audit.writing import SegmentWriter
 from kars_common.errors import (
     ConflictError,
     FailedPreconditionError,
@@ -79,7 +80,7 @@ async def test_age_ends_a_segment_also_when_the_process_restarted(open_log: Open
 @pytest.mark.parametrize("mode", ["durable", "written"])
 def test_kill_9_loses_no_acknowledged_record(directory: Path, key: Ed25519PrivateKey, mode: str) -> None:
     acknowledged = 0
-    for lines in (1, 40, 7, 150, 3, 90, 25, 60):
+    for lines in (1, 40, 7, 150, 3, 90, 25, 60) * 2:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("writer.py")), str(directory), mode],
             stdout=subprocess.PIPE,
@@ -98,6 +99,44 @@ def test_kill_9_loses_no_acknowledged_record(directory: Path, key: Ed25519Privat
         report = verify_directory(directory, key.public_key())
         assert report.ok, report.finding
     assert acknowledged > 300
+
+
+class CrashError(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", range(4))
+async def test_crash_at_any_step_of_a_rotation_leaves_a_log_that_goes_on(
+    open_log: OpenLog, directory: Path, key: Ed25519PrivateKey, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    log = open_log(max_segment_bytes=500)
+    log.append("a", {"pad": "x" * 600})
+    crash = itertools.count()
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (segments, "replace_file"),
+            (SegmentWriter, "turn_to"),
+            (segments, "sync_directory"),
+        ):
+            patch.setattr(owner, name, _crashing(getattr(owner, name), crash, step))
+        with pytest.raises(CrashError):
+            log.append("a", {"n": 1})
+    log._release()  # as the kernel does for a dead process
+    for expected in (1, 2):
+        log = open_log(max_segment_bytes=500)
+        assert log.append("a", {"n": expected}) == expected
+        await log.close()
+    report = verify_directory(directory, key.public_key())
+    assert report.ok, report.finding
+
+
+def _crashing(real: Callable[..., None], count: Iterator[int], step: int) -> Callable[..., None]:
+    def call(*args: object, **kwargs: object) -> None:
+        if next(count) == step:
+            raise CrashError
+        real(*args, **kwargs)
+
+    return call
 
 
 async def test_torn_last_line_is_cut_and_recorded(
