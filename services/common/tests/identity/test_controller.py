@@ -33,6 +33,7 @@ class Issuer(identity_pb2_grpc.WorkloadIdentityServicer):
         self.renewed = 0
         self.renewed_event = asyncio.Event()
         self.fail_renewals = 0
+        self.backdated = timedelta(milliseconds=10)
 
     async def Attest(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.attested.append(request.join_token or request.kubernetes_token)
@@ -58,7 +59,7 @@ class Issuer(identity_pb2_grpc.WorkloadIdentityServicer):
             csr_pem.encode(),
             identity,
             lifetime=self.lifetime,
-            issued_at=datetime.now(UTC) - timedelta(milliseconds=10),
+            issued_at=datetime.now(UTC) - self.backdated,
         )
         return identity_pb2.Svid(
             spiffe_id=str(identity),
@@ -196,6 +197,17 @@ async def test_renews_at_half_life_with_a_fresh_key(platform: Platform) -> None:
         second = await asyncio.wait_for(source.wait_changed(first), 5)
     assert second.private_key_pem != first.private_key_pem
     assert platform.issuer.attested == ["t1"]
+
+
+async def test_authority_that_issues_past_half_life_is_not_hammered(platform: Platform) -> None:
+    platform.issuer.backdated = timedelta(minutes=50)
+    platform.hand_out("t1")
+    async with running(platform.source()) as source:
+        await asyncio.wait_for(source.wait_changed(None), 5)
+        await asyncio.wait_for(platform.issuer.renewed_event.wait(), 5)
+        first = platform.issuer.renewed
+        await asyncio.sleep(0.3)  # a loop without a pause renews dozens of times in it
+    assert platform.issuer.renewed - first <= 1
 
 
 async def test_failing_renewals_are_retried_while_the_identity_stays_in_use(platform: Platform) -> None:

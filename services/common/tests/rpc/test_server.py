@@ -34,6 +34,7 @@ from kars_common.rpc import (
 )
 from kars_common.spiffe import SpiffeId
 from kars_common.testing import MemoryAuthority, StaticSvidSource
+from prometheus_client import CollectorRegistry
 
 RENEW = "kars.identity.v1.WorkloadIdentity/Renew"
 GET_BUNDLE = "kars.identity.v1.WorkloadIdentity/GetTrustBundle"
@@ -360,6 +361,35 @@ async def test_rule_for_identities_on_the_bootstrap_listener_asks_for_a_certific
     await server.stop(0)
     assert isinstance(error, UnauthenticatedError)
     assert error.reason == "client_certificate_required"
+
+
+async def test_calls_are_counted_under_a_closed_set_of_labels(
+    authority: MemoryAuthority, controller: StaticSvidSource
+) -> None:
+    registry = CollectorRegistry()
+    server = RpcServer(controller, TABLE, "127.0.0.1:0", registry=registry)
+    server.add(identity_pb2_grpc.add_WorkloadIdentityServicer_to_server, Servicer())
+    endpoint = f"127.0.0.1:{await server.start()}"
+    async with calling(controller, endpoint) as stub:
+        await stub.Renew(identity_pb2.RenewRequest())
+        await failure(stub.Renew(identity_pb2.RenewRequest(csr_pem="bad")))
+        await failure(stub.Attest(identity_pb2.AttestRequest()))
+    channel = PeerChannel(controller, endpoint, "controller.svc.kars.local")
+    for number in range(3):
+        await failure(channel.stub(_raw(f"/made.up.Service/Method{number}"))(b""))
+    await channel.close()
+    await server.stop(0)
+    counted = {
+        (sample.labels["method"], sample.labels["code"]): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "kars_rpc_handled_total"
+    }
+    assert counted == {
+        (RENEW, "OK"): 1,
+        (RENEW, "INVALID_ARGUMENT"): 1,
+        ("other", "PERMISSION_DENIED"): 4,
+    }
 
 
 async def test_busy_address_is_reported(controller: StaticSvidSource) -> None:

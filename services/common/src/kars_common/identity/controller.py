@@ -98,6 +98,7 @@ class ControllerSvidSource:
             try:
                 await self._refresh()
                 self._backoff.reset()
+                await asyncio.sleep(self._shortest_pause_s())
             except KarsError as error:
                 _LOG.warning("identity not refreshed", extra={"reason": error.reason, "error": error.message})
                 await self._backoff.wait()
@@ -111,6 +112,11 @@ class ControllerSvidSource:
         # In short sleeps: the wall clock may jump, and a suspended machine must not wake up late.
         while (left_s := (due - self._clock()).total_seconds()) > 0:  # noqa: ASYNC110  # time is the event
             await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))
+
+    def _shortest_pause_s(self) -> float:
+        # An authority that backdates, or whose clock is off, can issue past half life: do not hammer it.
+        left_s = (self._holder.current().expires_at - self._clock()).total_seconds()
+        return max(0.0, min(1.0, left_s / 10))
 
     async def _refresh(self) -> None:
         held = self._holder.held

@@ -1,6 +1,6 @@
 """What stands between the wire and every servicer, in this order, outermost first.
 
-1. tracing (OpenTelemetry, put in by the server when it is configured)
+1. tracing (OpenTelemetry, put in by the server when it is configured), then `metrics`
 2. `ErrorInterceptor`: turns errors into statuses and logs the unknown ones, once
 3. `AuthorizationInterceptor`: needs 2 to answer for it; nothing after it sees an unknown caller
 4. `DeadlineInterceptor`: bounds unary calls, whatever the client asked for
@@ -31,12 +31,13 @@ Handler = _handlers.Handler
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 
 
-class _Interceptor(grpc.aio.ServerInterceptor):
-    """Runs `around` around every call of every method that exists."""
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Runs `around` around every call, those of methods that nobody implements included."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler:
+        """Wrap whatever handler the next interceptor gives."""
         method = handler_call_details.method.lstrip("/")
         handler = await _existing(continuation, handler_call_details)
         return _handlers.wrap(handler, lambda context: self.around(method, context))
@@ -46,7 +47,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         raise NotImplementedError
 
 
-class ErrorInterceptor(_Interceptor):
+class ErrorInterceptor(Interceptor):
     """Answers a KarsError with its status and reason, any other error with INTERNAL and no inner text."""
 
     @asynccontextmanager
@@ -64,7 +65,7 @@ class ErrorInterceptor(_Interceptor):
             await _abort(context, errors.InternalError("internal", "the server failed to answer this call"))
 
 
-class AuthorizationInterceptor(_Interceptor):
+class AuthorizationInterceptor(Interceptor):
     """Lets through only callers that the table names for the method."""
 
     def __init__(self, table: AuthorizationTable, trust_domain: Callable[[], str]) -> None:
@@ -78,7 +79,7 @@ class AuthorizationInterceptor(_Interceptor):
         yield
 
 
-class DeadlineInterceptor(_Interceptor):
+class DeadlineInterceptor(Interceptor):
     """Ends a unary call at the client's deadline or after `max_unary_s`, whichever is sooner."""
 
     def __init__(self, max_unary_s: float) -> None:
@@ -109,7 +110,7 @@ class DeadlineInterceptor(_Interceptor):
             raise errors.DeadlineExceededError("deadline_exceeded", message) from exc
 
 
-class StreamInterceptor(_Interceptor):
+class StreamInterceptor(Interceptor):
     """Lets the server end streams: most are watches, which would never end by themselves."""
 
     def __init__(self) -> None:

@@ -14,12 +14,14 @@ import grpc
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from kars_common import telemetry
 from kars_common.errors import UnavailableError
 from kars_common.rpc import interceptors
 from kars_common.rpc.authorization import AuthorizationTable
 from kars_common.rpc.credentials import server_credentials
+from kars_common.rpc.metrics import MetricsInterceptor
 from kars_common.svid import SvidSource
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class RpcServer:
         address: str,
         *,
         limits: ServerLimits | None = None,
+        registry: CollectorRegistry | None = None,
         require_client_certificate: bool = True,
     ) -> None:
         """Build a server; nothing is bound before `start`.
@@ -65,6 +68,7 @@ class RpcServer:
             authorization: who may call what; a method it does not hold is refused.
             address: `host:port`, port 0 for any, or `unix:<path>`.
             limits: bounds; None for the defaults.
+            registry: where calls are counted and timed; None counts nothing.
             require_client_certificate: False only for the listener where identities are obtained.
         """
         self._source = source
@@ -78,6 +82,7 @@ class RpcServer:
         self._server = grpc.aio.server(
             interceptors=[
                 *telemetry.server_interceptors(),
+                *([MetricsInterceptor(registry, self._authorization.methods)] if registry else ()),
                 interceptors.ErrorInterceptor(),
                 interceptors.AuthorizationInterceptor(self._authorization, self._trust_domain),
                 interceptors.DeadlineInterceptor(limits.max_unary_s),
