@@ -189,12 +189,12 @@ async def test_stored_identity_open_to_others_is_not_used(platform: Platform) ->
 
 
 async def test_renews_at_half_life_with_a_fresh_key(platform: Platform) -> None:
-    platform.issuer.lifetime = timedelta(seconds=2)
+    platform.issuer.lifetime = timedelta(seconds=4)
     platform.hand_out("t1")
     async with running(platform.source()) as source:
         first = await asyncio.wait_for(source.wait_changed(None), 5)
         platform.issuer.lifetime = timedelta(hours=1)
-        second = await asyncio.wait_for(source.wait_changed(first), 5)
+        second = await asyncio.wait_for(source.wait_changed(first), 10)
     assert second.private_key_pem != first.private_key_pem
     assert platform.issuer.attested == ["t1"]
 
@@ -211,12 +211,12 @@ async def test_authority_that_issues_past_half_life_is_not_hammered(platform: Pl
 
 
 async def test_failing_renewals_are_retried_while_the_identity_stays_in_use(platform: Platform) -> None:
-    platform.issuer.lifetime = timedelta(seconds=3)
+    platform.issuer.lifetime = timedelta(seconds=4)
     platform.issuer.fail_renewals = 3
     platform.hand_out("t1")
     async with running(platform.source()) as source:
         first = await asyncio.wait_for(source.wait_changed(None), 5)
-        second = await asyncio.wait_for(source.wait_changed(first), 5)
+        second = await asyncio.wait_for(source.wait_changed(first), 10)
     assert second.issued_at < first.expires_at
     assert platform.issuer.fail_renewals == 0
 
@@ -236,14 +236,14 @@ async def test_refused_token_is_sent_once_and_a_new_one_is_read(platform: Platfo
 
 
 async def test_new_token_helps_when_the_authority_was_replaced(platform: Platform, tmp_path: Path) -> None:
-    platform.issuer.lifetime = timedelta(seconds=2)
+    platform.issuer.lifetime = timedelta(seconds=4)
     platform.hand_out("t1")
     async with running(platform.source()) as source:
         first = await asyncio.wait_for(source.wait_changed(None), 5)
         platform.issuer.fail_renewals = 10**6
         platform.issuer.lifetime = timedelta(hours=1)
         platform.hand_out("t2")
-        second = await asyncio.wait_for(source.wait_changed(first), 5)
+        second = await asyncio.wait_for(source.wait_changed(first), 10)
     assert second.spiffe_id == WRITER
     assert platform.issuer.attested == ["t1", "t2"]
 

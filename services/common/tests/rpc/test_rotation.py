@@ -147,13 +147,13 @@ async def test_open_connection_is_no_way_around_the_callers_expiry() -> None:
     server = RpcServer(StaticSvidSource(authority.service("controller")), TABLE, "127.0.0.1:0")
     server.add(policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server, Servicer())
     port = await server.start()
-    short = authority.service("relay", lifetime=timedelta(seconds=2))
+    short = authority.service("relay", lifetime=timedelta(seconds=3))
     stubborn = StaticSvidSource(short)
     stubborn.current = lambda: short  # type: ignore[method-assign]  # a client that does not check itself
     channel = PeerChannel(stubborn, f"127.0.0.1:{port}", "controller.svc.kars.local")
     stub: Any = channel.stub(policy_pb2_grpc.PolicyDiscoveryStub)
     reason = ""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         while not reason:
             try:
                 await stub.GetSigningKeys(policy_pb2.GetSigningKeysRequest())
