@@ -148,13 +148,13 @@ def _network_remarks(network: "NetworkPolicy") -> Iterable[str]:
     if not network.default_deny:
         yield "spec.networkPolicy.defaultDeny is false: the sandbox has no network all the same"
     if network.learn_egress is not None or network.approval_required is not None:
-        yield f"spec.networkPolicy.learnEgress and approvalRequired: {closed}; nothing is learned"
+        yield f"spec.networkPolicy.learnEgress and approvalRequired: {closed}"
 
 
 def _isolation_remarks(spec: "SandboxSpec") -> Iterable[str]:
     isolation = spec.sandbox
     if isolation.seccomp_profile not in ("kars-strict", "RuntimeDefault", ""):
-        yield f"spec.sandbox.seccompProfile: {isolation.seccomp_profile!r} is unknown; kars-strict is in force"
+        yield f"spec.sandbox.seccompProfile: {isolation.seccomp_profile!r} is unknown; kars-strict is used"
     if isolation.selinux_context:
         yield "spec.sandbox.selinuxContext: this platform sets no SELinux type"
     if not isolation.read_only_root_filesystem:

@@ -1,0 +1,1 @@
+"""Policy resources compiled into what enforcement points understand. Pure: documents in, messages out."""
