@@ -20,7 +20,7 @@ test: setup ## run the tests (attacks included), as root or not
 lint: setup ## format check, lint, types, import rules, contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy proto/generate.py services sdk runtimes cli examples tests
+	@$(BIN)/mypy services sdk runtimes cli examples tests
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
 	@$(BIN)/buf breaking proto --against proto/accepted.json
