@@ -1,1 +1,1 @@
-"""The kars command."""
+"""The `kars` command: what operators and developers type. One module a command group, in `commands`."""
