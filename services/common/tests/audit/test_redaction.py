@@ -100,6 +100,14 @@ def test_secret_registered_after_the_string_was_seen_is_found() -> None:
     assert redactor.suspicious({"k": "plain-looking"})
 
 
+def test_registered_secret_that_looks_like_an_id_is_found() -> None:
+    redactor = Redactor()
+    assert not redactor.suspicious({"call": "xabcdef123456y"})
+    redactor.register("abcdef123456")
+    assert redactor.suspicious({"call": "xabcdef123456y"})
+    assert redactor.redact_text("xabcdef123456y") == "x[REDACTED_REGISTERED_SECRET]y"
+
+
 @pytest.mark.parametrize("secret", ["", "short", "x" * 5000])
 def test_secret_that_cannot_be_searched_for_is_refused(secret: str) -> None:
     with pytest.raises(InvalidInputError) as caught:

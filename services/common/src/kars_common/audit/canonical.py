@@ -63,15 +63,17 @@ def normalise(fields: Mapping[str, object]) -> dict[str, object]:
     Raises:
         InvalidInputError: `audit_field_invalid`, naming the field.
     """
-    result: dict[str, object] = {}
-    for key, value in fields.items():
-        if not key.isascii():
-            raise InvalidInputError("audit_field_invalid", f"field name is not ASCII: {key[:100]!r}")
-        kind = type(value)
-        if kind is str or kind is int or kind is bool or value is None:
-            result[key] = value
-        else:
-            result[key] = _normalise(value, key, 1)
+    result = dict(fields)
+    try:
+        names = "".join(result)
+    except TypeError as exc:
+        raise InvalidInputError("audit_field_invalid", "a field name is not text") from exc
+    if not names.isascii():
+        raise InvalidInputError("audit_field_invalid", f"a field name is not ASCII: {names[:200]!r}")
+    for key, value in result.items():
+        kind = value.__class__
+        if not (kind is str or kind is int or kind is bool or value is None):
+            result[key] = _normalise(value, key, 1)  # no key is added: the iteration stays sound
     return result
 
 

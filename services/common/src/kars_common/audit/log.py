@@ -69,7 +69,7 @@ class AuditLog:
         self._limits = limits
         self._tree = tree
         self._writer = SegmentWriter(state.segment, state.segment_bytes, state.segment_started_s)
-        self._encoder = RecordEncoder(origin, self.redactor, limits.max_record_bytes, clock_s)
+        self._encoder = RecordEncoder(origin, self.redactor, limits.max_record_bytes)
         self._edge = state.edge
         self._prev = state.prev
         self._lock_fd = lock_fd
@@ -197,8 +197,8 @@ class AuditLog:
         if self._failure is not None:
             raise UnavailableError("audit_unavailable", self._failure)
         seq = self._edge.size
-        line = self._encoder.encode(type, fields, seq, self._prev)
         now_s = self._clock_s()
+        line = self._encoder.encode(type, fields, seq, self._prev, now_s)
         if self._writer.full(now_s, self._limits.max_segment_bytes, self._limits.max_segment_age_s):
             self._rotate()
         try:

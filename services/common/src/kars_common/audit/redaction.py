@@ -9,6 +9,7 @@ decides whether the patterns need to run at all; a property test holds the two t
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 from urllib.parse import quote
 
 import orjson
@@ -122,6 +123,8 @@ _TRIGGER = (
 )
 _MAX_REMEMBERED = 4096
 _MAX_REMEMBERED_CHARS = 256
+_MAX_ID_CHARS = 32
+"""Lower-case letters and digits up to this length match no pattern: every pattern wants another character."""
 
 
 class Redactor:
@@ -137,6 +140,8 @@ class Redactor:
         self._secrets: tuple[str, ...] = ()
         self._trigger = re.compile(_TRIGGER, _A)
         self._innocent: set[str] = set()
+        self._innocent_keys: set[str] = set()
+        self._ids_are_innocent = True
 
     def register(self, secret: str) -> None:
         """Redact this exact secret from now on, also base64- or URL-encoded. Idempotent.
@@ -156,30 +161,46 @@ class Redactor:
         needles = {re.escape(form.lower()) for form in (*self._secrets, *escaped)}
         self._trigger = re.compile("|".join([_TRIGGER, *sorted(needles)]), _A)
         self._innocent.clear()
+        self._innocent_keys.clear()
+        self._ids_are_innocent = not any(form.isalnum() and form.islower() for form in self._secrets)
 
     def suspicious(self, fields: Mapping[str, object]) -> bool:
         """Tell whether `redact` may change these fields; never a false no. Remembers innocent strings."""
+        if not fields.keys() <= self._innocent_keys and not self._learn_keys(fields):
+            return True
         innocent = self._innocent
         fresh: list[str] = []
-        for key, value in fields.items():
-            if key not in innocent:
-                if key.lower().replace("-", "_") in _SECRET_KEYS:
-                    return True
-                fresh.append(key)
-            if value.__class__ is str:
-                if value not in innocent:
-                    fresh.append(value)
-            elif isinstance(value, dict | list):
+        for value in fields.values():
+            kind = value.__class__
+            if kind is str:
+                text = cast("str", value)
+                is_id = len(text) <= _MAX_ID_CHARS and text.isalnum() and text.islower()
+                if text not in innocent and not (is_id and self._ids_are_innocent):
+                    fresh.append(text)
+            elif kind is dict or kind is list:
                 try:
                     fresh.append(orjson.dumps(value).decode())
                 except orjson.JSONEncodeError:
                     return True  # a lone surrogate or a huge integer: look at every string
-        text = "\n".join(fresh)
-        if "@" in text or len(text) > self._max or self._trigger.search(text.lower()) is not None:
+        return bool(fresh) and self._learn(fresh)
+
+    def _learn_keys(self, fields: Mapping[str, object]) -> bool:
+        """Remember names that no rule speaks of; tell whether all were such."""
+        if any(map(_telling, fields)) or self._trigger.search(" ".join(fields).lower()):
+            return False
+        if len(self._innocent_keys) > _MAX_REMEMBERED:
+            self._innocent_keys.clear()
+        self._innocent_keys.update(fields)
+        return True
+
+    def _learn(self, fresh: list[str]) -> bool:
+        """Search strings not seen before and tell whether one is suspicious; remember short ones otherwise."""
+        joined = "\n".join(fresh)
+        if "@" in joined or len(joined) > self._max or self._trigger.search(joined.lower()) is not None:
             return True
-        if len(innocent) > _MAX_REMEMBERED:
-            innocent.clear()
-        innocent.update(item for item in fresh if len(item) <= _MAX_REMEMBERED_CHARS)
+        if len(self._innocent) > _MAX_REMEMBERED:
+            self._innocent.clear()
+        self._innocent.update(item for item in fresh if len(item) <= _MAX_REMEMBERED_CHARS)
         return False
 
     def redact(self, value: Json) -> Json:
@@ -197,7 +218,7 @@ class Redactor:
         return {self.redact_text(key): self._redact_entry(key, item) for key, item in fields.items()}  # type: ignore[arg-type]  # normalised: JSON values
 
     def _redact_entry(self, key: str, item: Json) -> Json:
-        if key.lower().replace("-", "_") in _SECRET_KEYS and item is not None and not isinstance(item, bool):
+        if _telling(key) and item is not None and not isinstance(item, bool):
             return _REDACTED
         return self.redact(item)
 
@@ -228,6 +249,12 @@ class Redactor:
 
 
 _MAX_PASSES = 8
+
+
+def _telling(key: str) -> bool:
+    return key.lower().replace("-", "_") in _SECRET_KEYS
+
+
 _URLSAFE = str.maketrans("+/", "-_")
 _PATTERNS_ONLY = Redactor()
 
