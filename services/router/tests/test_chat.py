@@ -50,7 +50,9 @@ def test_the_usage_event_is_passed_on_when_asked_for(router: RouterProcess, prov
     assert events[-1]["usage"]["total_tokens"] == 10
 
 
-def test_text_flows_while_the_provider_is_still_thinking(router: RouterProcess, provider: FakeProvider) -> None:
+def test_text_flows_while_the_provider_is_still_thinking(
+    router: RouterProcess, provider: FakeProvider
+) -> None:
     import threading
     from http.client import HTTPConnection
 
@@ -60,7 +62,9 @@ def test_text_flows_while_the_provider_is_still_thinking(router: RouterProcess, 
     provider.reply(reply)
     connection = HTTPConnection("127.0.0.1", router.port, timeout=10)
     body = {"model": "gpt-test", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    connection.request("POST", "/v1/chat/completions", orjson.dumps(body), {"content-type": "application/json"})
+    connection.request(
+        "POST", "/v1/chat/completions", orjson.dumps(body), {"content-type": "application/json"}
+    )
     response = connection.getresponse()
     seen = b""
     while b"first" not in seen:

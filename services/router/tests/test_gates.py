@@ -9,7 +9,11 @@ from kars_router_testkit import FakeProvider, HttpAnswer, Reply, bundle, complet
 from kars_router_testkit.fixtures import StartRouter
 from kars_router_testkit.policies import approval, capability
 
-SHIELDS = {"prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {"jailbreak": {"detected": False}}}]}
+SHIELDS = {
+    "prompt_filter_results": [
+        {"prompt_index": 0, "content_filter_results": {"jailbreak": {"detected": False}}}
+    ]
+}
 VIOLENT = {"content_filter_results": {"violence": {"severity": "high", "filtered": False}}}
 TOOL = ("publish", '{"path":"q3.md"}')
 
@@ -170,7 +174,9 @@ def test_each_gate_refuses_and_the_refusal_is_recorded(
     assert bool(provider.received) is case.reaches_provider
     if streamed and status == 200:
         assert not any("tool_calls" in str(event) for event in answer.events)
-        assert not any(choice.get("finish_reason") for event in answer.events for choice in event.get("choices", ()))
+        assert not any(
+            choice.get("finish_reason") for event in answer.events for choice in event.get("choices", ())
+        )
     kind = "call.settled" if case.reaches_provider else "call.denied"
     record = router.records(kind)[-1]
     assert (record["gate"], record["reason"]) == (case.gate, case.code)

@@ -97,7 +97,9 @@ async def test_a_gate_that_denies_or_raises_ends_the_walk_closed(name: str, does
     assert "boom" not in outcome.denial.message
     order = ["one", "two", "three", "four"]
     begun = order[: order.index(name) + 1]
-    assert [event for event in journal.events if event.startswith("settle")] == [f"settle:{n}" for n in begun[::-1]]
+    assert [event for event in journal.events if event.startswith("settle")] == [
+        f"settle:{n}" for n in begun[::-1]
+    ]
     assert journal.events[-2:] == [f"record:denied:{name}", "durable"]
 
 

@@ -23,7 +23,9 @@ async def test_a_refused_connection_was_surely_not_received() -> None:
     assert not raised.value.maybe_received
 
 
-async def test_a_connection_that_breaks_under_the_request_may_have_been_received(provider: FakeProvider) -> None:
+async def test_a_connection_that_breaks_under_the_request_may_have_been_received(
+    provider: FakeProvider,
+) -> None:
     provider.reply(Reply(reset=True))
     with pytest.raises(UpstreamError) as raised:
         await post(client(), provider.base_url)

@@ -196,7 +196,11 @@ class RouterApp:
         self.door.enforce(policy)
 
     async def _serve(self, door_socket: socket.socket, stop: asyncio.Event) -> None:
-        server = DoorServer(self.door_app(), drain_s=self._settings.drain_s)
+        server = DoorServer(
+            self.door_app(),
+            drain_s=self._settings.drain_s,
+            request_timeout_s=self._settings.request_timeout_s,
+        )
         self.link.load_policy()
         gc.collect()
         gc.freeze()

@@ -100,6 +100,9 @@ class RouterSettings(ServiceSettings):
     max_holds: int = Field(default=64, ge=1)
     """Calls that may wait for approval at once."""
 
+    request_timeout_s: float = Field(default=30.0, gt=0)
+    """A whole request, head and body, must arrive within this."""
+
     drain_s: float = Field(default=25.0, ge=0)
     """At SIGTERM, calls in flight may go on for this long."""
 

@@ -19,7 +19,7 @@ class DisconnectedError(Exception):
 async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """Return the body of a JSON request.
 
-    Slow senders are the protocol's business (`protocol.REQUEST_TIMEOUT_S`).
+    Slow senders are the protocol's business (`protocol.DoorProtocol`).
 
     Raises:
         BodyError: wrong media type, an encoding, or more than `max_bytes`.

@@ -6,7 +6,7 @@ wire's own form and a closed connection. Nothing refused here reaches the app.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -15,7 +15,6 @@ from kars_router.api.wire import error_body
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 * 1024
-REQUEST_TIMEOUT_S = 30.0
 
 _MESSAGES = {
     "malformed_request": (400, "the request is not well-formed HTTP/1.1"),
@@ -33,7 +32,13 @@ class _RefusedError(Exception):
 
 
 class DoorProtocol(HttpToolsProtocol):
-    """One connection of a door."""
+    """One connection of a door.
+
+    Attributes:
+        request_timeout_s: a whole request, head and body, must arrive within this; set by a subclass.
+    """
+
+    request_timeout_s: ClassVar[float] = 30.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's signature
         super().__init__(*args, **kwargs)
@@ -101,8 +106,9 @@ class DoorProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _check_head(self) -> None:
-        hosts = encodings = lengths = 0
+        hosts = encodings = lengths = size = 0
         for name, value in self.headers:
+            size += len(name) + len(value)
             if name == b"host":
                 hosts += 1
             elif name == b"content-length":
@@ -115,7 +121,7 @@ class DoorProtocol(HttpToolsProtocol):
                     self._refuse("bad_framing")
             elif name == b"upgrade":
                 self._refuse("upgrade_not_supported")
-        if len(self.headers) > MAX_HEADERS or len(self.url) > MAX_TARGET_BYTES:
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS or len(self.url) > MAX_TARGET_BYTES:
             self._refuse("headers_too_large")
         if hosts != 1:
             self._refuse("bad_host")
@@ -129,7 +135,7 @@ class DoorProtocol(HttpToolsProtocol):
         raise _RefusedError(code)
 
     def _start_timer(self) -> None:
-        self._arrival_timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
+        self._arrival_timer = self.loop.call_later(self.request_timeout_s, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._arrival_timer is not None:

@@ -16,11 +16,12 @@ _IDLE_S = 75
 class DoorServer(uvicorn.Server):
     """uvicorn without its own signal handling: the process has one composition root, and it decides."""
 
-    def __init__(self, app: DoorApp, *, drain_s: float) -> None:
+    def __init__(self, app: DoorApp, *, drain_s: float, request_timeout_s: float) -> None:
+        protocol = type("Protocol", (DoorProtocol,), {"request_timeout_s": request_timeout_s})
         super().__init__(
             uvicorn.Config(
                 app,
-                http=DoorProtocol,
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 loop="none",

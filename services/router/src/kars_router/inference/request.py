@@ -62,13 +62,11 @@ class ChatRequest:
 
 
 def tool_name(tool: dict[str, Any]) -> str:
-    """Return the name of an offered tool, or its type when it is one of the provider's own."""
-    function = tool.get("function")
-    for source in (function, tool.get("custom"), tool):
+    """Return the name of an offered or chosen tool; empty when it has none."""
+    for source in (tool.get("function"), tool.get("custom"), tool):
         if isinstance(source, dict) and isinstance(source.get("name"), str):
             return str(source["name"])
-    kind = tool.get("type")
-    return kind if isinstance(kind, str) else ""
+    return ""
 
 
 def parse_chat(document: dict[str, Any], body_bytes: int = 0) -> ChatRequest:
@@ -128,7 +126,8 @@ def _check_messages(messages: list[dict[str, Any]]) -> int:
     images = 0
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        if message.get("role") not in fields.ROLES:
+        role = message.get("role")
+        if not isinstance(role, str) or role not in fields.ROLES:
             raise BadRequestError(
                 "invalid_role", f"{where}.role must be one of {sorted(fields.ROLES)}", where
             )
@@ -171,14 +170,15 @@ def _check_parts(parts: list[Any], where: str) -> int:
 
 def _check_tools(body: dict[str, Any]) -> None:
     for tool in body.get("tools", ()):
-        function = tool.get("function")
-        if tool.get("type") not in {"function", "custom"}:
+        kind = tool.get("type")
+        if kind not in ("function", "custom"):
             # Tools that the provider runs itself would act outside this door.
             raise BadRequestError("unsupported_tool", "tools must be of type function or custom", "tools")
-        if not tool_name(tool) or (tool["type"] == "function" and not isinstance(function, dict)):
+        inner = tool.get(kind)
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
             raise BadRequestError("invalid_type", "each tool needs a function with a name", "tools")
     for function in body.get("functions", ()):
-        if not isinstance(function.get("name"), str):
+        if not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRequestError("invalid_type", "each function needs a name", "functions")
 
 
