@@ -110,7 +110,7 @@ def recover(directory: Path, tree: TreeFile, origin: str, key: Ed25519PublicKey)
         torn=None,
     )
     _replay(state, tree, origin)
-    _check_heads(directory, tree, state.edge, origin, key)
+    _check_heads(directory, tree, state.edge, found[0].first_seq, origin=origin, key=key)
     return state
 
 
@@ -193,7 +193,13 @@ def _torn_digest(path: Path, offset: int) -> str:
 
 
 def _check_heads(
-    directory: Path, tree: TreeFile, edge: merkle.CompactRange, origin: str, key: Ed25519PublicKey
+    directory: Path,
+    tree: TreeFile,
+    edge: merkle.CompactRange,
+    first_seq: int,
+    *,
+    origin: str,
+    key: Ed25519PublicKey,
 ) -> None:
     """Refuse a log that is shorter than, or different from, a head it signed before."""
     for name in (segments.CHECKPOINT, segments.WITNESSED):
@@ -210,6 +216,8 @@ def _check_heads(
             raise FailedPreconditionError(
                 "audit_log_truncated", f"{name} was signed over {head.size} records, found {edge.size}"
             )
+        if head.size < first_seq:
+            continue  # it speaks of records that were pruned
         if tree.range(head.size).root() != head.root:
             raise FailedPreconditionError(
                 "audit_log_damaged", f"records differ from what {name} was signed over"

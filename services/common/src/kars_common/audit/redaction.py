@@ -194,7 +194,7 @@ class Redactor:
         return True
 
     def _learn(self, fresh: list[str]) -> bool:
-        """Search strings not seen before and tell whether one is suspicious; remember short ones otherwise."""
+        """Search strings not seen before; tell whether one is suspicious, else remember the short ones."""
         joined = "\n".join(fresh)
         if "@" in joined or len(joined) > self._max or self._trigger.search(joined.lower()) is not None:
             return True
