@@ -35,9 +35,9 @@ def run(names: Sequence[str], count: int) -> None:
     """
     console = Console(width=None if os.isatty(1) else 140)
     chosen = [subject for subject in _ALL if subject.name in names]
-    if "litellm" in names:
-        console.print("installing the peer's environment (once)")
-        environments.ensure_peer()
+    for name, install in (("envoy", environments.ensure_envoy), ("litellm", environments.ensure_peer)):
+        if name in names:  # now, while there is a network
+            console.print(f"installed: {install().parent.parent.relative_to(environments.ROOT)}")
     offline = isolation.leave_the_network()
     cores = isolation.cores()
     console.print(cores.describe())

@@ -1,17 +1,16 @@
 """Installs what the benchmark needs beside the product, on demand and from locks.
 
-The harness's own needs are the group `bench` of the workspace; the peer has a
-locked project of its own. Both are quick no-ops when already in place.
+Envoy is the group `bench` of the workspace; the peer has a locked project of
+its own. Both are quick no-ops when already in place.
 """
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 _UV = ROOT / ".bootstrap" / "bin" / "uv"
-ENVOY = Path(sys.prefix) / "bin" / "envoy"
+_BENCH = ROOT / ".venvs" / "bench"
 _PEER = ROOT / ".venvs" / "bench-litellm"
 
 
@@ -19,14 +18,16 @@ class InstallError(Exception):
     """An environment could not be installed; the text says which and why."""
 
 
-def ensure_harness() -> None:
-    """Add the group `bench` to the workspace's environment when it is not there.
+def ensure_envoy() -> Path:
+    """Install the group `bench` into an environment of its own and return Envoy's binary.
+
+    Not into the workspace's: the next exact sync there would take it away, perhaps during a run.
 
     Raises:
         InstallError: uv failed.
     """
-    if not ENVOY.exists():
-        _uv("sync", "--locked", "--quiet", "--inexact", "--group", "bench", what="the group bench", cwd=ROOT)
+    _uv("sync", "--locked", "--quiet", "--only-group", "bench", what="Envoy", cwd=ROOT, environment=_BENCH)
+    return _BENCH / "bin" / "envoy"
 
 
 def ensure_peer() -> Path:

@@ -1,4 +1,4 @@
-"""Entry of `make bench-router`: puts in place what the benchmark needs, then measures.
+"""Entry of `make bench-router`.
 
 Exit code 0 when everything was measured, whatever the figures are; 1 when
 something did not run, with one line that says what.
@@ -12,14 +12,8 @@ from pathlib import Path
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-    # Late: the path must be set first, and the group's packages may have to be installed first.
-    from tests.bench.router import environments
-
-    try:
-        environments.ensure_harness()
-    except environments.InstallError as exc:
-        return _failed(exc)
-    from tests.bench.router import bench, processes, rounds
+    # Late: the path must be set first.
+    from tests.bench.router import bench, environments, processes, rounds
 
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--rounds", type=int, default=5, help="how often each subject is measured")

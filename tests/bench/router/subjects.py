@@ -75,7 +75,7 @@ class Envoy:
         bootstrap = site.folder / "envoy.json"
         bootstrap.write_text(json.dumps(_envoy_bootstrap(port, site.upstream_port), indent=1))
         command: list[str | Path] = [
-            environments.ENVOY, "-c", bootstrap, "--concurrency", "1",
+            environments.ensure_envoy(), "-c", bootstrap, "--concurrency", "1",
             "--disable-hot-restart", "-l", "warning",
         ]  # fmt: skip
         log = site.folder / "log"
