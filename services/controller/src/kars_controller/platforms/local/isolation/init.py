@@ -62,7 +62,7 @@ class _Guard:
 
     def check(self) -> str:
         memory = self._limits.memory_bytes
-        if memory is not None and watchdog.anonymous_bytes() > memory:
+        if memory is not None and watchdog.exceeds_memory(memory):
             return MEMORY_EXCEEDED
         space = self._limits.workspace_bytes
         if space is not None and time.monotonic() >= self._next_workspace:

@@ -152,7 +152,7 @@ def _limit_controls(group: cgroups.Group, quota_problem: str) -> tuple[Isolation
             IsolationControl(
                 name="workspace",
                 state=ControlState.DEGRADED,
-                detail=f"{quota_problem}; PID 1 kills the sandbox when it sees an excess (every 250 ms)",
+                detail=f"{quota_problem}; PID 1 kills the sandbox when it sees an excess (every 100 ms)",
                 remedy="run as root with loop devices and e2fsprogs",
             )
         )

@@ -172,13 +172,7 @@ class Supervisor:
         if Fault.NO_QUOTA in self._faults:
             quota_problem = "switched off"
         if self._decided is None:
-            self._decided = containment.decide(
-                self._spec.agent,
-                group=self._make_group(),
-                quota_problem=quota_problem,
-                rootless=self._rootless,
-                faults=self._faults,
-            )
+            self._decided = self._decide(quota_problem)
         workspace.prepare(
             self._directory,
             size=limits.workspace_bytes,
@@ -193,6 +187,20 @@ class Supervisor:
                 on_lost=self._network_lost,
             )
             self._prober = Prober(self._loop, self._network, self._probed)
+
+    def _decide(self, quota_problem: str) -> containment.Containment:
+        group = self._make_group()
+        try:
+            return containment.decide(
+                self._spec.agent,
+                group=group,
+                quota_problem=quota_problem,
+                rootless=self._rootless,
+                faults=self._faults,
+            )
+        except IsolationError:
+            group.remove()
+            raise
 
     def _make_group(self) -> cgroups.Group:
         limits = self._spec.agent.limits
