@@ -37,8 +37,7 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as exc:
-        text = str(exc)
-        if "recursion" in text.lower():
+        if "depth limit" in str(exc):
             raise MalformedJsonError("too_deep", f"JSON may nest at most {MAX_DEPTH} levels") from None
         if not _is_utf8(raw):
             raise MalformedJsonError("invalid_utf8", "the body is not UTF-8") from None

@@ -100,8 +100,8 @@ class SecretScanner:
         literals = sorted({start for form in self.forms for start in form.starts})
         self._quick = re.compile("|".join(map(re.escape, literals)))
         self.bodies = [re.compile(f"{form.body}*") if form.body else None for form in self.forms]
-        self.partial = _beginnings([start for form in self.forms for start in form.starts])
-        self.partial_exact = _beginnings(exact)
+        self.partial = _beginnings(forms, exact)
+        self.partial_exact = _beginnings((), exact)
         self.longest = max((len(start) for form in self.forms for start in form.starts), default=0)
 
     def find(self, text: str, position: int) -> re.Match[str] | None:
@@ -120,14 +120,21 @@ def _exact_form(secret: str) -> Form:
     return Form(kind=ROUTER_CREDENTIAL, start=re.escape(secret), starts=(secret,), body="", minimum=0)
 
 
-def _beginnings(literals: Sequence[str]) -> re.Pattern[str] | None:
-    """Return a pattern for a proper beginning of one of the literals at the end of a text."""
+def _beginnings(forms: Sequence[Form], exact: Sequence[str]) -> re.Pattern[str] | None:
+    """Return a pattern for a proper beginning of a form's start or an exact secret, at the end of a text."""
+    plain = [start for form in forms for start in form.starts]
+    parts = [f"(?<![A-Za-z0-9])(?:{_pattern(_tree(plain))})"] if plain else []
+    parts += [f"(?:{_pattern(_tree(exact))})"] if exact else []
+    return re.compile(f"(?:{'|'.join(parts)})\\Z") if parts else None
+
+
+def _tree(literals: Sequence[str]) -> "_Tree":
     tree: _Tree = {}
     for literal in literals:
         node = tree
         for char in literal[:-1]:
             node = node.setdefault(char, {})
-    return re.compile(f"(?:{_pattern(tree)})\\Z") if tree else None
+    return tree
 
 
 _Tree = dict[str, "_Tree"]
