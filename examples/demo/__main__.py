@@ -31,7 +31,7 @@ from examples.demo.proofs import Probe, Proof
 EXAMPLES = Path(__file__).resolve().parents[1]
 QUICKSTART = EXAMPLES / "quickstart" / "manifests"
 HERE = Path(__file__).resolve().parent
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def main() -> int:
@@ -63,7 +63,8 @@ def main() -> int:
 def run(model: ModelSource, scratch: Path) -> list[Proof]:
     """Start the platform, do the task, attack, and return the rows."""
     canary_file = scratch / "canary.key"
-    canary_file.write_text(new_canary())
+    canary = new_canary()
+    canary_file.write_text(canary)
     canary_file.chmod(0o600)
     with ended(Platform(scratch / "home")) as platform, listeners() as (tcp, udp):
         step("starting the local platform")
@@ -94,7 +95,7 @@ def run(model: ModelSource, scratch: Path) -> list[Proof]:
         step("the attacker starts in a sandbox of its own")
         targets = {"tcp_port": tcp.getsockname()[1], "udp_port": udp.getsockname()[1]}
         apply_probe(platform, model, tool_policy, targets, scratch)
-        return attack(platform, agent, Probe(platform), udp, granted=granted, scratch=scratch)
+        return attack(platform, agent, Probe(platform), udp, canary, granted=granted, scratch=scratch)
 
 
 def apply_quickstart(platform: Platform, model: ModelSource, scratch: Path) -> tuple[str, str]:
@@ -132,7 +133,14 @@ def apply_probe(
 
 
 def attack(
-    platform: Platform, agent: str, probe: Probe, udp: socket.socket, *, granted: bool, scratch: Path
+    platform: Platform,
+    agent: str,
+    probe: Probe,
+    udp: socket.socket,
+    canary: str,
+    *,
+    granted: bool,
+    scratch: Path,
 ) -> list[Proof]:
     """Collect what the attacker met, then break things around it."""
     rows: list[Proof] = []
@@ -142,7 +150,8 @@ def attack(
         step(f"{control}: {'held' if row.held else 'FAILED'}")
         rows.append(row)
 
-    show("zero credentials", lambda: proofs.zero_credentials(probe.first("credentials", 90)))
+    secrets = platform.pod(probe.name) / "router"
+    show("zero credentials", lambda: proofs.zero_credentials(probe.first("credentials", 90), canary, secrets))
     show("no network", lambda: proofs.no_network(probe.first("network"), received(udp)))
     show("kernel surface", lambda: proofs.kernel_surface(probe.first("kernel")))
     show(
@@ -247,7 +256,7 @@ def decide(platform: Platform, sandbox: str, verb: str) -> None:
 
     def held() -> str | None:
         listed = platform.kars_items("approvals", "list")
-        return next((str(item["id"]) for item in listed if item["sandbox"]["name"] == sandbox), None)
+        return next((str(item["id"]) for item in listed if item["sandbox"] == f"default/{sandbox}"), None)
 
     approval = wait_for(f"a held call of {sandbox}", held, deadline_s=120)
     step(f"kars approvals {verb} {approval}")

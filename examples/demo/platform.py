@@ -91,7 +91,7 @@ class Platform:
 
     def controller_pid(self) -> int:
         """The controller's process."""
-        return int(json.loads((self.home / "dev.json").read_text())["pid"])
+        return int(json.loads((self.home / "dev.json").read_text())["controller"]["pid"])
 
     def end(self) -> None:
         """Leave no process behind, whatever state things are in."""

@@ -1,6 +1,5 @@
 """Each row of the proof table: what was attacked just now, what happened, and whether the control held."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -55,17 +54,19 @@ class Probe:
         return wait_for("another round of the probe", look, deadline_s=deadline_s)[0]
 
 
-def zero_credentials(facts: Facts) -> Proof:
-    """The planted decoy must be found, the real canary nowhere."""
+def zero_credentials(facts: Facts, canary: str, router_files: Path) -> Proof:
+    """The router must hold the canary; the agent must find the planted decoy and nothing else."""
     hits = list(facts["hits"])
+    copies = [file for file in router_files.rglob("*") if file.is_file()]
+    planted = any(canary.encode() in file.read_bytes() for file in copies)
     leaked = [hit for hit in hits if hit != "/tmp/decoy"]
     return Proof(
         control="zero credentials",
         attack="a canary key that the router holds is searched in environment, files, /proc and arguments",
-        happened=f"absent in {facts['searched'][0]} places; the planted decoy was found"
+        happened=f"absent in {facts['searched'][0]} places, where a decoy was found; the router has it: {planted}"
         if not leaked and "/tmp/decoy" in hits
         else f"found in {hits or 'nothing, not even the decoy'}",
-        held=not leaked and "/tmp/decoy" in hits,
+        held=planted and not leaked and "/tmp/decoy" in hits,
     )
 
 
@@ -205,8 +206,3 @@ def attempt(control: str, prove: Callable[[], Proof]) -> Proof:
         return prove()
     except (DemoError, KeyError, OSError, ValueError) as error:
         return Proof(control=control, attack="see the control", happened=f"not shown: {error}", held=False)
-
-
-def fingerprint(secret: str) -> str:
-    """A name for a secret that may be printed."""
-    return hashlib.sha256(secret.encode()).hexdigest()[:12]

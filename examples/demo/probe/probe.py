@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import urllib.error
@@ -33,14 +34,20 @@ def say(attack: str, **facts: object) -> None:
 
 
 def readable_files() -> Iterator[Path]:
-    """Every file this uid can see, without the system's own read-only software."""
-    skipped = {"/usr", "/proc", "/sys", "/dev"} | {
-        os.path.realpath(sys.prefix),
-        os.path.realpath(sys.base_prefix),
-    }
-    for folder, names, files in os.walk("/"):
-        names[:] = [name for name in names if os.path.join(folder, name) not in skipped]
-        yield from (Path(folder, name) for name in files)
+    """Every file this uid can see, without the system's own read-only software.
+
+    `/` itself may not be listable: the walk begins at every mount and at the folders a machine usually has.
+    """
+    skipped = {"/usr", "/proc", "/sys", os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    usual = {"/etc", "/home", "/mnt", "/opt", "/root", "/run", "/sandbox", "/srv", "/tmp", "/var", "/work"}
+    for start in sorted(mounts | usual | {"/"}):
+        if any(start == skip or start.startswith(skip + "/") for skip in skipped):
+            continue
+        for folder, names, files in os.walk(start):
+            inner = {os.path.join(folder, name) for name in names}
+            names[:] = [os.path.basename(path) for path in inner - skipped - mounts]
+            yield from (Path(folder, name) for name in files)
 
 
 def credential_hits() -> dict[str, list[str]]:
@@ -54,6 +61,8 @@ def credential_hits() -> dict[str, list[str]]:
     ]
     for path in sources:
         try:
+            if path.parts[1] != "proc" and not stat.S_ISREG(path.stat().st_mode):
+                continue  # a pipe or a device would never end
             with path.open("rb") as file:
                 data = file.read(8 << 20)
         except OSError:
