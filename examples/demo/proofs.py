@@ -63,7 +63,8 @@ def zero_credentials(facts: Facts, canary: str, router_files: Path) -> Proof:
     return Proof(
         control="zero credentials",
         attack="a canary key that the router holds is searched in environment, files, /proc and arguments",
-        happened=f"absent in {facts['searched'][0]} places, where a decoy was found; the router has it: {planted}"
+        happened=f"absent in {facts['searched'][0]} places, where a decoy was found; "
+        f"{'the router holds it' if planted else 'the router does NOT hold it'}"
         if not leaked and "/tmp/decoy" in hits
         else f"found in {hits or 'nothing, not even the decoy'}",
         held=planted and not leaked and "/tmp/decoy" in hits,
