@@ -6,7 +6,6 @@ import openai
 import orjson
 import pytest
 from kars_router_testkit import FakeProvider, RouterProcess, bundle, completion, sse_completion
-
 from kars_router_testkit.fixtures import StartRouter
 
 
@@ -124,7 +123,7 @@ class TestOfficialClient:
 
     def ask(self, router: RouterProcess, **options: Any) -> Any:
         with self.client(router) as client:
-            messages = [{"role": "user", "content": "hi"}]
+            messages: Any = [{"role": "user", "content": "hi"}]
             return client.chat.completions.create(model="gpt-test", messages=messages, **options)
 
     def test_buffered(self, router: RouterProcess) -> None:
@@ -158,7 +157,7 @@ class TestOfficialClient:
                     message = stream.get_final_completion().choices[0].message
             else:
                 message = self.ask(router, tools=tools).choices[0].message
-        (asked,) = message.tool_calls or ()
+        asked = next(iter(message.tool_calls or []))
         assert asked.type == "function"
         assert (asked.function.name, asked.function.arguments) == call
 
@@ -177,7 +176,7 @@ class TestOfficialClient:
             client.chat.completions.create(
                 model="other",
                 messages=[{"role": "user", "content": "hi"}],
-                stream=streamed,  # type: ignore[call-overload]  # a bool, not a literal
+                stream=streamed,
             )
         assert raised.value.code == "policy_denied"
         assert len(router.records("call.denied")) == 1

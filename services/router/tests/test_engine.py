@@ -36,7 +36,9 @@ def plain(text: str) -> str:
     return text
 
 
-def ruling(built: Engine, text: str, rates: RateState | None = None, **context: str) -> Ruling:
+def ruling(
+    built: Engine, text: str, rates: RateState | None = None, context: dict[str, str] | None = None
+) -> Ruling:
     return built.evaluate(actions.canonical(text, plain, context=context), rates or RateState()).ruling
 
 
@@ -274,13 +276,13 @@ def test_an_allow_list_refuses_the_rest_of_its_family() -> None:
 def test_conditions_all_hold_and_cannot_be_claimed_over_what_the_router_knows() -> None:
     rule = capability("c", allow=["tool:*"]) | {"conditions": [{"key": "env", "anyOf": ["dev", "ci"]}]}
     built = engine(rule)
-    assert ruling(built, "tool:x", env="ci") is ALLOW
-    assert ruling(built, "tool:x", env="prod") is DENY
+    assert ruling(built, "tool:x", context={"env": "ci"}) is ALLOW
+    assert ruling(built, "tool:x", context={"env": "prod"}) is DENY
     assert ruling(built, "tool:x") is DENY
     known = engine(
         capability("c", allow=["*"]) | {"conditions": [{"key": "action.category", "anyOf": ["tool"]}]}
     )
-    assert ruling(known, "admin:x", **{"action.category": "tool"}) is DENY
+    assert ruling(known, "admin:x", context={"action.category": "tool"}) is DENY
 
 
 def test_approval_rules_and_tool_switches_hold() -> None:

@@ -9,7 +9,7 @@ from kars_router_testkit import FakeProvider, HttpAnswer, Reply, bundle, complet
 from kars_router_testkit.fixtures import StartRouter
 from kars_router_testkit.policies import approval, capability
 
-SHIELDS = {
+SHIELDS: dict[str, Any] = {
     "prompt_filter_results": [
         {"prompt_index": 0, "content_filter_results": {"jailbreak": {"detected": False}}}
     ]
@@ -197,10 +197,11 @@ def test_retry_after_is_told_with_every_429(start_router: StartRouter, streamed:
 
 def test_a_safe_annotated_answer_passes_the_floor(start_router: StartRouter, provider: FakeProvider) -> None:
     router = start_router(policy=bundle(safety={"violence": "SEVERITY_LOW", "requirePromptShields": True}))
-    safe = {"content_filter_results": {"violence": {"severity": "safe", "filtered": False}}}
+    safe: dict[str, Any] = {"content_filter_results": {"violence": {"severity": "safe", "filtered": False}}}
     provider.reply(completion(extra=SHIELDS, choice_extra=safe))
     assert router.chat().status == 200
-    provider.reply(sse_completion(["fine"], first={**SHIELDS, "choices": []}, choice_extra=safe))
+    first: dict[str, Any] = {**SHIELDS, "choices": []}
+    provider.reply(sse_completion(["fine"], first=first, choice_extra=safe))
     assert router.chat(stream=True).text == "fine"
 
 

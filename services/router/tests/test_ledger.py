@@ -146,7 +146,7 @@ class MemoryLog:
 @pytest.mark.parametrize("snapshot_after", [None, 1, 2, 3])
 async def test_refusals_and_denied_reservations_survive(tmp_path: Any, snapshot_after: int | None) -> None:
     day = Ledger().day()
-    records = [
+    records: list[dict[str, Any]] = [
         {"type": "call.admitted", "sandbox": "s", "call": "a", "reserved": 50, "day": day},
         {
             "type": "call.denied",

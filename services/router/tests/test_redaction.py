@@ -75,9 +75,8 @@ def test_the_routers_own_keys_never_come_through(text: str, cuts: list[int]) -> 
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs"]), max_size=200))
 def test_what_is_held_back_is_bounded(text: str) -> None:
     stream = RedactionStream(SCANNER)
-    fed = out = 0
-    for char in text:
-        fed += 1
+    out = 0
+    for fed, char in enumerate(text, start=1):
         out += len(stream.feed(char))
         assert fed - out <= MAX_HELD
 

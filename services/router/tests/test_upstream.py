@@ -8,8 +8,8 @@ from kars_router.providers.upstream import AnswerTooLargeError, ReqwestUpstream,
 from kars_router_testkit import FakeProvider, Reply
 
 
-def client(**overrides: float) -> ReqwestUpstream:
-    return ReqwestUpstream(**{"connect_timeout_s": 2, "read_timeout_s": 2, "total_timeout_s": 5, **overrides})
+def client(read_timeout_s: float = 2) -> ReqwestUpstream:
+    return ReqwestUpstream(connect_timeout_s=2, read_timeout_s=read_timeout_s, total_timeout_s=5)
 
 
 async def post(upstream: ReqwestUpstream, url: str) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of 200 concurrent calls, three times over: nothing acknowledged is lost, nothing refunded."""
+"""SIGKILL amid 200 concurrent calls, three times: nothing acknowledged is lost, nothing refunded."""
 
 import asyncio
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Policy bundles for tests, signed the way the controller signs them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def bundle(
     models: Sequence[tuple[str, str]] = (("main", "gpt-test"),),
     rules: Sequence[dict[str, Any]] | None = None,
     default: str = "VERDICT_ALLOW",
-    budget: dict[str, int] | None = None,
+    budget: Mapping[str, str] | None = None,
     safety: dict[str, Any] | None = None,
     tools: Sequence[dict[str, Any]] = (),
-    limits: dict[str, int] | None = None,
+    limits: Mapping[str, int | str] | None = None,
 ) -> policy_pb2.PolicyBundle:
     """Return a bundle; what is left out does not restrict, except that limits are wide for tests."""
     document = {
@@ -48,11 +48,11 @@ def bundle(
         "issuedAt": "2026-01-01T00:00:00Z",
         "inference": {
             "models": [{"provider": provider, "deployment": model} for provider, model in models],
-            "tokenBudget": budget or {},
+            "tokenBudget": dict(budget or {}),
             "contentSafety": safety or {},
         },
         "governance": {"defaultVerdict": default, "rules": list(rules or ()), "tools": list(tools)},
-        "limits": limits if limits is not None else {"requestsPerSecond": 100000, "burst": 100000},
+        "limits": dict(limits) if limits is not None else {"requestsPerSecond": 100000, "burst": 100000},
     }
     return json_format.ParseDict(document, policy_pb2.PolicyBundle())
 

@@ -6,6 +6,7 @@ headers from the provider's own recipe. No header of the agent goes out.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -25,6 +26,8 @@ from kars_router.providers.upstream import AnswerTooLargeError, Upstream, Upstre
 
 _CONNECT_BACKOFF_S = (0.25, 0.75)
 _MAX_HONOURED_RETRY_AFTER_S = 2.0
+# A number, or a span such as `6m0s`; anything else a provider writes there stays with us.
+_AMOUNT = re.compile(r"[0-9][0-9hms.]{0,31}")
 _MAX_EVENT_BYTES = 1024 * 1024
 _REFRESH_S = 1.0
 _DRAIN_S = 0.05
@@ -267,6 +270,6 @@ def _limit_headers(response: UpstreamResponse) -> list[tuple[bytes, bytes]]:
     found: list[tuple[bytes, bytes]] = []
     for name in _PASSED_BACK:
         value = response.header(name)
-        if value is not None and len(value) <= 64 and value.isascii() and value.isprintable():
+        if value is not None and _AMOUNT.fullmatch(value):
             found.append((name.encode(), value.encode()))
     return found

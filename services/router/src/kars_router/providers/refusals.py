@@ -77,8 +77,8 @@ def from_answer(
     default = "rate_limit_exceeded" if status == 429 else "provider_error"
     return Deny(
         status=status if status <= 599 else 502,
-        error_type=_word(fields.get("type"), "upstream_error"),
-        code="content_filter" if filtered else _word(fields.get("code"), default),
+        error_type=_word(fields.get("type"), "upstream_error", redact),
+        code="content_filter" if filtered else _word(fields.get("code"), default, redact),
         message=_CONTROL.sub(" ", redact(str(message)))[:_MAX_MESSAGE_CHARS]
         or f"the provider answered {status}",
         decision=Decision.RATE_LIMITED if status == 429 else Decision.BLOCKED,
@@ -97,8 +97,11 @@ def _content_filtered(document: dict[str, Any]) -> bool:
     )
 
 
-def _word(value: object, default: str) -> str:
-    return value if isinstance(value, str) and _WORD.fullmatch(value) else default
+def _word(value: object, default: str, redact: Callable[[str], str]) -> str:
+    """Return a provider's code if it is a plain word that holds no secret."""
+    if isinstance(value, str) and _WORD.fullmatch(value) and redact(value) == value:
+        return value
+    return default
 
 
 def _seconds(retry_after: str | None) -> float | None:
