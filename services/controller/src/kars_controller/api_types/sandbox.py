@@ -101,7 +101,7 @@ class SandboxSpec(ApiModel):
     network_policy: NetworkPolicy | None = None
     resources: Resources | None = None
     suspended: bool = False
-    a2a: dict[str, Any] | None = None
+    a2a: dict[str, Any] | None = Field(default=None, alias="a2a")
     upstream_compatibility: dict[str, Any] | None = None
     mesh_auth: dict[str, Any] | None = None
 
