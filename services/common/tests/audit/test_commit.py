@@ -47,34 +47,50 @@ async def test_those_who_are_ready_in_one_turn_share_one_sync() -> None:
     await disk.commit.close()
 
 
+async def make_slow(disk: Disk) -> None:
+    """Wait on a slow disk until the thread does the syncs."""
+    disk.takes_s = 5 * SLOW_S
+    while not disk.threads or not disk.threads[-1]:
+        await disk.write_and_wait()
+
+
 async def test_slow_disk_moves_to_a_thread_and_is_tried_again() -> None:
     disk = Disk()
-    disk.takes_s = 2 * SLOW_S
-    for _ in range(200):
+    await make_slow(disk)
+    assert disk.threads.count(False) == 3, "an average needs a few"
+    for _ in range(1000):
         await disk.write_and_wait()
-    assert disk.threads[:66] == [False, *[True] * 64, False]
-    assert disk.threads.count(False) == 3, "ever more rarely"
+    assert 6 <= disk.threads.count(False) <= 12, "ever more rarely"
     disk.takes_s = 0
-    for _ in range(600):
+    for _ in range(5000):
         await disk.write_and_wait()
     assert not any(disk.threads[-100:]), "a disk that became quick is trusted again"
     await disk.commit.close()
 
 
+async def test_one_stall_does_not_condemn_a_disk() -> None:
+    disk = Disk()
+    for number in range(300):
+        disk.takes_s = 9 * SLOW_S if number % 100 == 50 else SLOW_S / 10
+        await disk.write_and_wait()
+    assert not any(disk.threads)
+    await disk.commit.close()
+
+
 async def test_those_who_come_during_a_slow_sync_share_the_next() -> None:
     disk = Disk()
-    disk.takes_s = 2 * SLOW_S
-    await disk.write_and_wait()  # from here on the thread does it
+    await make_slow(disk)
+    before, begun = disk.written, len(disk.threads)
     disk.gate = threading.Event()
     waiters = [asyncio.create_task(disk.write_and_wait())]
-    while len(disk.threads) < 2:
+    while len(disk.threads) == begun:
         await asyncio.sleep(0)
     waiters += [asyncio.create_task(disk.write_and_wait()) for _ in range(20)]
     await asyncio.sleep(0)
     assert disk.commit.busy
     disk.gate.set()
     await asyncio.gather(*waiters)
-    assert disk.settled == [1, 2, 22]
+    assert disk.settled[-2:] == [before + 1, before + 21]
     await disk.commit.close()
 
 
@@ -82,8 +98,7 @@ async def test_those_who_come_during_a_slow_sync_share_the_next() -> None:
 async def test_failure_reaches_every_waiter_now_and_later(threaded: bool) -> None:
     disk = Disk()
     if threaded:
-        disk.takes_s = 2 * SLOW_S
-        await disk.write_and_wait()
+        await make_slow(disk)
     disk.error = OSError(5, "input/output error")
     outcomes = await asyncio.gather(*(disk.write_and_wait() for _ in range(5)), return_exceptions=True)
     assert [getattr(o, "reason", None) for o in outcomes] == ["audit_unavailable"] * 5

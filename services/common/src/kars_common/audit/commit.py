@@ -21,10 +21,12 @@ from kars_common.errors import UnavailableError
 Sync = Callable[[], None]
 
 SLOW_S = 0.002
-"""A sync on the loop that took longer sends the next ones to the thread."""
+"""When syncs on the loop take longer than this on average, the next ones go to the thread."""
+_WEIGHT = 0.1  # of the newest sync in that average: one stall does not condemn a disk
 _FIRST_DETOUR = 64
-_LONGEST_DETOUR = 65536
-_NOT_BEGUN = sys.maxsize
+_LONGEST_DETOUR = 4096
+
+Batch = list[asyncio.Future[None]]
 
 
 class GroupCommit:
@@ -47,11 +49,12 @@ class GroupCommit:
         self._settled = settled
         self._clock_s = clock_s
         self._executor: ThreadPoolExecutor | None = None
+        self._average_s = 0.0
         self._detour = _FIRST_DETOUR
         self._threaded_left = 0
-        self._running: asyncio.Future[None] | None = None
+        self._running: Batch | None = None
         self._running_position = 0
-        self._gathering: asyncio.Future[None] | None = None
+        self._gathering: Batch = []
         self._failure: str | None = None
         self.durable = 0
 
@@ -71,64 +74,70 @@ class GroupCommit:
         while self.durable < position:
             if self._failure is not None:
                 raise UnavailableError("audit_unavailable", self._failure)
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
             if self._running is None:
-                batch = asyncio.get_running_loop().create_future()
-                self._start(batch)
-                await asyncio.shield(batch)
+                self._start([waiter], loop)
             elif position <= self._running_position:
-                await asyncio.shield(self._running)
+                self._running.append(waiter)
             else:
-                if self._gathering is None:
-                    self._gathering = asyncio.get_running_loop().create_future()
-                await asyncio.shield(self._gathering)
+                self._gathering.append(waiter)
+            await waiter
 
-    def _start(self, batch: asyncio.Future[None]) -> None:
+    def _start(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         self._running = batch
         if self._threaded_left:
             self._threaded_left -= 1
-            self._sync_in_thread(batch)
+            self._sync_in_thread(loop)
         else:
-            self._running_position = _NOT_BEGUN
-            batch.get_loop().call_soon(self._sync_here, batch)
+            self._running_position = sys.maxsize  # it will cover all that is written until it begins
+            loop.call_soon(self._sync_here, loop)
 
-    def _sync_here(self, batch: asyncio.Future[None]) -> None:
+    def _sync_here(self, loop: asyncio.AbstractEventLoop) -> None:
         self._running_position, sync = self._begin()
         started_s = self._clock_s()
         error = _attempt(sync)
-        if self._clock_s() - started_s > SLOW_S:
-            self._threaded_left = self._detour
-            self._detour = min(self._detour * 2, _LONGEST_DETOUR)
-        else:
-            self._detour = max(self._detour // 2, _FIRST_DETOUR)
-        self._finish(batch, error)
+        self._weigh(self._clock_s() - started_s)
+        self._finish(loop, error)
 
-    def _sync_in_thread(self, batch: asyncio.Future[None]) -> None:
-        loop = batch.get_loop()
+    def _weigh(self, took_s: float) -> None:
+        self._average_s += _WEIGHT * (took_s - self._average_s)
+        if self._average_s > SLOW_S:
+            self._threaded_left = self._detour
+            self._detour = min(self._detour * 4, _LONGEST_DETOUR)
+            self._average_s = 0.0
+        elif self._detour > _FIRST_DETOUR and took_s < SLOW_S:
+            self._detour -= 1
+
+    def _sync_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         self._running_position, sync = self._begin()
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="audit-sync")
-        self._executor.submit(lambda: loop.call_soon_threadsafe(self._finish, batch, _attempt(sync)))
+        self._executor.submit(lambda: loop.call_soon_threadsafe(self._finish, loop, _attempt(sync)))
 
-    def _finish(self, batch: asyncio.Future[None], error: OSError | None) -> None:
-        self._running = None
+    def _finish(self, loop: asyncio.AbstractEventLoop, error: OSError | None) -> None:
+        batch, self._running = self._running or [], None
         if error is None and self._failure is None:
             self.durable = max(self.durable, self._running_position)
         else:
             self._failure = self._failure or f"audit log cannot be made durable: {error}"
         self._settled(self._running_position, error)
-        if not batch.done():  # each waiter looks at `durable` and `_failure` again
-            batch.set_result(None)
-        if self._gathering is not None:
-            batch, self._gathering = self._gathering, None
-            if self._failure is None:
-                self._start(batch)
-            elif not batch.done():
-                batch.set_result(None)
+        if self._gathering and self._failure is None:
+            following, self._gathering = self._gathering, []
+            self._start(following, loop)
+        elif self._gathering:
+            batch += self._gathering
+            self._gathering = []
+        for waiter in batch:  # each looks at `durable` and `_failure` again
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def close(self) -> None:
         """Wait for a running sync and end the worker thread."""
         while self._running is not None:
-            await asyncio.shield(self._running)
+            waiter = asyncio.get_running_loop().create_future()
+            self._running.append(waiter)
+            await waiter
         if self._executor is not None:
             self._executor.shutdown(wait=True)
 
