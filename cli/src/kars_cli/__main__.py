@@ -1,5 +1,6 @@
 """`kars`: run the command line, and turn what went wrong into one message and one exit code."""
 
+import logging
 import os
 import sys
 
@@ -17,6 +18,7 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and return its exit code."""
+    logging.getLogger().addHandler(logging.NullHandler())  # what matters is raised, and shown once
     try:
         app.build()()
     except KarsError as exc:

@@ -44,8 +44,8 @@ class Session:
     def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
         self.home = directory
         self._stack = stack
-        self._source = FileSvidSource(directory / "cli")
         self._endpoints = home.endpoints(directory)
+        self._source = FileSvidSource(directory / "cli")
         self._controller = self._channel(self._endpoints.controller, self._endpoints.dns_name)
 
     @classmethod
