@@ -190,8 +190,8 @@ class ContainerStatus:
     state: ContainerState
     ready: bool = False
     reason: str = ""
-    """CamelCase, as in Kubernetes: RouterNotReady, CrashLoopBackOff, IsolationFailed, Completed, Error,
-    OOMKilled, WorkspaceFull, Suspended."""
+    """CamelCase, as in Kubernetes: RouterNotReady, CrashLoopBackOff, IsolationFailed, StartError, Completed,
+    Error, OOMKilled, WorkspaceFull, Suspended."""
     message: str = ""
     last_reason: str = ""
     """Why the last run that ended did so; stays while the container waits or runs again."""

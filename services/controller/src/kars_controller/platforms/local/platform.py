@@ -8,7 +8,6 @@ contained.
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from kars_controller.platforms.local import (
     files,
     layout,
     log_files,
+    processes,
     python_runtime,
     spawning,
     validation,
@@ -50,7 +50,7 @@ class LocalPlatform:
         self._python = python or Path(sys.executable)
         self._watches: dict[SandboxKey, client.PodWatch] = {}
         self._locks: dict[SandboxKey, asyncio.Lock] = {}
-        self._children: dict[int, int] = {}
+        self._reaping: set[asyncio.Task[None]] = set()
         self._subscribers: set[asyncio.Queue[SandboxKey]] = set()
         self._adopted: asyncio.Task[None] | None = None
 
@@ -147,11 +147,10 @@ class LocalPlatform:
             await asyncio.wait([self._adopted])
         for watch in list(self._watches.values()):
             await watch.close()
-        loop = asyncio.get_running_loop()
-        for descriptor in self._children:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        self._children.clear()
+        for reaping in self._reaping:
+            reaping.cancel()
+        if self._reaping:
+            await asyncio.wait(self._reaping)
 
     # -- supervisors
 
@@ -208,23 +207,26 @@ class LocalPlatform:
         directory = layout.PodDirectory.of(self._pods, key)
         watch = self._watches.pop(key, None)
         if watch is not None:
-            await self._stop(directory, watch)
+            if watch.status is not None:
+                await self._stop(directory, watch)
             await watch.close()
         await asyncio.to_thread(_remove, directory)
         self._changed(key)
 
     async def _stop(self, directory: layout.PodDirectory, watch: client.PodWatch) -> None:
         grace = specs.read(directory.spec).termination_grace_s
-        pid = watch.supervisor_pid
-        try:
-            await client.request(directory.control, {"op": "stop"})
-            async with asyncio.timeout(2 * grace + _STOP_MARGIN_S):
-                await watch.ended.wait()
-        except (UnavailableError, TimeoutError):
-            _LOG.warning("supervisor did not stop its pod, killing it", extra={"sandbox": str(directory.key)})
-            os.kill(pid, signal.SIGKILL)  # the kernel ends its containers with it
-            async with asyncio.timeout(_SUPERVISOR_EXIT_S):
-                await watch.ended.wait()
+        with processes.Handle(watch.supervisor_pid) as supervisor:
+            try:
+                await client.request(directory.control, {"op": "stop"})
+                async with asyncio.timeout(2 * grace + _STOP_MARGIN_S):
+                    await supervisor.ended()
+            except (UnavailableError, TimeoutError):
+                _LOG.warning(
+                    "supervisor did not stop its pod, killing it", extra={"sandbox": str(directory.key)}
+                )
+                supervisor.kill()  # the kernel ends its containers with it
+                async with asyncio.timeout(_SUPERVISOR_EXIT_S):
+                    await supervisor.ended()
 
     async def _running(self, key: SandboxKey) -> layout.PodDirectory:
         await self._ready()
@@ -234,17 +236,9 @@ class LocalPlatform:
         return layout.PodDirectory.of(self._pods, key)
 
     def _reap_later(self, pid: int) -> None:
-        loop = asyncio.get_running_loop()
-        descriptor = os.pidfd_open(pid)
-
-        def ended() -> None:
-            loop.remove_reader(descriptor)
-            del self._children[descriptor]
-            os.close(descriptor)
-            os.waitpid(pid, 0)
-
-        self._children[descriptor] = pid
-        loop.add_reader(descriptor, ended)
+        reaping = asyncio.create_task(processes.reap(pid), name=f"reap supervisor {pid}")
+        self._reaping.add(reaping)
+        reaping.add_done_callback(self._reaping.discard)
 
     # -- bookkeeping
 

@@ -204,9 +204,10 @@ def _execute(child: _Child) -> None:
         landlock.restrict(spec.landlock_rules)
     if spec.syscall_filter is not None:
         installing.install(spec.syscall_filter)
-    os.execvpe(  # noqa: S606  # what all the rest is for
-        spec.argv[0], list(spec.argv), dict(spec.env)
-    )
+    try:
+        os.execvpe(spec.argv[0], list(spec.argv), dict(spec.env))  # noqa: S606  # what all the rest is for
+    except OSError as error:
+        raise IsolationError("exec_failed", f"cannot execute {spec.argv[0]}: {error.strerror}") from error
 
 
 def _arrange_descriptors(child: _Child) -> None:

@@ -142,6 +142,8 @@ class Runner:
             self._restart_later(reason, message)
 
     def _explain(self, end: End) -> tuple[str, str]:
+        if end.reason == "exec_failed":
+            return "StartError", end.message
         if not end.executed:
             return "IsolationFailed", f"{end.reason}: {end.message}"
         if end.reason:
