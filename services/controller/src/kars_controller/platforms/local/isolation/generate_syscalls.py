@@ -44,7 +44,8 @@ def main() -> None:
         "x86_64": _defines(_X86_64, "__NR_") | _NEWER,
         "aarch64": _defines(_GENERIC, "__NR(?:3264)?_") | _NEWER | _GENERIC_64,
     }
-    for name in ("arch_specific_syscall", "syscalls"):  # markers in the generic header, not calls
+    # Markers in the generic header, and second names for two calls.
+    for name in ("arch_specific_syscall", "syscalls", "sync_file_range2", "fstatat"):
         tables["aarch64"].pop(name, None)
     target = Path(__file__).with_name("syscalls.json")
     target.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n", encoding="utf-8")

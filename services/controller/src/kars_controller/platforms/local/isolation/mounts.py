@@ -108,7 +108,9 @@ def place_for(root: int, target: str, *, directory: bool) -> int:
     Raises:
         IsolationError: `mount_target_refused`, a component is a link or of the wrong kind.
     """
-    *parents, leaf = [part for part in target.split("/") if part]
+    *parents, leaf = [part for part in target.split("/") if part not in {"", "."}] or [""]
+    if not leaf or ".." in {leaf, *parents}:
+        raise IsolationError("mount_target_refused", f"{target!r} is no place below the root")
     current = os.dup(root)
     for parent in parents:
         current = _descend(current, parent, target)
