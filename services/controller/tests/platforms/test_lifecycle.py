@@ -4,11 +4,20 @@ import asyncio
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kars_common.errors import InvalidInputError, NotFoundError, UnavailableError
-from kars_controller.platforms.base import ContainerState, PodPhase, ReadOnlyMount, RouterFile, SandboxKey
+from kars_controller.platforms.base import (
+    ContainerState,
+    PodPhase,
+    PodStatus,
+    ReadOnlyMount,
+    ResourceLimits,
+    RouterFile,
+    SandboxKey,
+)
 from kars_controller.platforms.local import layout
 from kars_controller.platforms.local.platform import LocalPlatform
 
@@ -125,6 +134,36 @@ async def test_new_join_token_restarts_nothing_but_new_keys_do(
         platform, lambda status: running(status) and status.router.started_at != before.router.started_at
     )
     assert after.agent.started_at == before.agent.started_at
+
+
+async def test_many_changes_at_once_end_in_the_last(platform: LocalPlatform) -> None:
+    await platform.apply(plan())
+    await reach(platform, running)
+    for number in range(6):
+        await platform.apply(
+            plan(
+                digest=f"n{number}",
+                agent_env={"N": str(number)},
+                router_env={"N": str(number // 2)},
+                suspended=number % 3 == 1,
+            )
+        )
+    last = plan(
+        "import os; print('N is', os.environ['N'], flush=True)", digest="last", agent_env={"N": "last"}
+    )
+    await platform.apply(last)
+    status = await reach(platform, lambda status: status.phase is PodPhase.SUCCEEDED)
+    assert status.plan_digest == "last"
+    assert b"".join([text async for text in platform.logs(KEY, "agent", tail=1)]) == b"N is last\n"
+
+
+async def test_workspace_grows_with_the_plan_and_keeps_its_files(platform: LocalPlatform) -> None:
+    script = "import os; print(os.listdir('/sandbox'), flush=True); open('/sandbox/kept','w')"
+    for digest, mib in (("d1", 16), ("d2", 48)):
+        limits = ResourceLimits(workspace_bytes=mib << 20)
+        await platform.apply(plan(script, digest=digest, agent_limits=limits))
+        await reach(platform, completed(digest))
+    assert b"".join([text async for text in platform.logs(KEY, "agent", tail=1)]) == b"['kept']\n"
 
 
 async def test_new_resource_under_an_old_name_gets_an_empty_workspace(platform: LocalPlatform) -> None:
@@ -261,6 +300,10 @@ async def test_logs_of_unknown_containers_are_not_found(platform: LocalPlatform)
         _ = [text async for text in platform.logs(KEY, "../router/secrets")]
     with pytest.raises(NotFoundError):
         _ = [text async for text in platform.logs(KEY, "agent")]
+
+
+def completed(digest: str) -> Callable[[PodStatus], bool]:
+    return lambda status: status.phase is PodPhase.SUCCEEDED and status.plan_digest == digest
 
 
 async def _readable(descriptor: int) -> None:

@@ -87,6 +87,7 @@ def mount_image(image: Path, directory: Path, size: int, uid: int) -> None:
     directory.mkdir(exist_ok=True)
     try:
         if image.exists():
+            _wait_until_free(image)  # mounted twice, an image is destroyed
             _grow(image, size)
         else:
             _make(image, size, uid)
@@ -133,7 +134,6 @@ def _grow(image: Path, size: int) -> None:
             f"workspace holds {present} bytes and cannot shrink to {size}; delete the sandbox first",
         )
     if present < size:
-        _wait_until_free(image)
         os.truncate(image, size)
         _tool("e2fsck", "-f", "-p", str(image))
         _tool("resize2fs", str(image))

@@ -47,6 +47,10 @@ class Supervisor:
         self._prober: Prober | None = None
         self._decided: containment.Containment | None = None
         self._terminating = False
+        self._stopping = False
+        """An orderly stop is under way, whose end will start what the spec says then."""
+        self._router_outdated = False
+        self._workspace_bytes = 0
         self._problem = ""
         self._router = Runner(
             loop,
@@ -100,27 +104,37 @@ class Supervisor:
         self._router.start()
 
     def apply(self, spec: PodSpec) -> None:
-        """Take a new spec: restart what it changed, suspend or resume."""
+        """Take a new spec: restart what it changed, suspend or resume.
+
+        While containers are being stopped for an earlier spec, the newest one is what will be started.
+        """
         old, self._spec = self._spec, spec
         agent_changed = old.agent_digest != spec.agent_digest
         router_changed = old.router_digest != spec.router_digest
-        if spec.suspended or self._problem or (agent_changed and router_changed):
-            self._stop_containers(self._start_changed)
+        self._changed()
+        if self._stopping:
+            self._router_outdated |= router_changed
+        elif spec.suspended or self._problem or (agent_changed and router_changed):
+            self._stop_containers(self.start)
         elif agent_changed:
-            self._agent.stop(spec.termination_grace_s, self._start_changed)
+            self._stopping = True
+            self._agent.stop(spec.termination_grace_s, self._agent_stopped_for_change)
         elif router_changed:
             self._router.stop(spec.termination_grace_s, self._router.start)
         elif old.suspended:
             self.start()
-        self._changed()
 
-    def _start_changed(self) -> None:
-        """Decide containment and workspace anew, with no agent running, then go on."""
+    def _agent_stopped_for_change(self) -> None:
+        self._stopping = False
         self._release_group()
-        if not self._spec.suspended:
-            workspace.release(self._directory, lazily=False)
+        if self._spec.suspended:
+            self._stop_containers(self.start)
+            return
         self.start()
-        if self._router.status.ready and not self._spec.suspended:
+        if self._router_outdated:
+            self._router_outdated = False
+            self._router.stop(self._spec.termination_grace_s, self._router.start)
+        elif self._router.status.ready:
             self._agent.start()
 
     def stop(self, then: Callable[[], None]) -> None:
@@ -173,12 +187,15 @@ class Supervisor:
             quota_problem = "switched off"
         if self._decided is None:
             self._decided = self._decide(quota_problem)
+        if self._workspace_bytes not in {0, limits.workspace_bytes}:
+            workspace.release(self._directory, lazily=False)
         workspace.prepare(
             self._directory,
             size=limits.workspace_bytes,
             seed=self._spec.agent.workspace_seed,
             quota_problem=quota_problem,
         )
+        self._workspace_bytes = limits.workspace_bytes
         if self._network is None:
             self._network = PodNetwork(
                 self._loop,
@@ -267,12 +284,15 @@ class Supervisor:
 
     def _stop_containers(self, then: Callable[[], None]) -> None:
         def router_down() -> None:
+            self._stopping = False
+            self._router_outdated = False
             self._release_group()
             then()
 
         def agent_down() -> None:
             self._router.stop(self._spec.termination_grace_s, router_down)
 
+        self._stopping = True
         if self._prober is not None:
             self._prober.stop()
         self._agent.stop(self._spec.termination_grace_s, agent_down)
