@@ -12,7 +12,7 @@ setup: ## install uv and the locked environments (no root needed)
 	@tools/bootstrap
 
 demo: setup ## run the quickstart agent in a sandbox, attack it, print the proofs (MODEL=local: a real small model)
-	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL))
+	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL)) $(if $(FAULT),--fault $(FAULT))
 
 test: setup ## run the tests (attacks included), as root or not
 	@$(BIN)/pytest -q

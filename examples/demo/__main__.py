@@ -31,6 +31,10 @@ from examples.demo.proofs import Probe, Proof
 EXAMPLES = Path(__file__).resolve().parents[1]
 QUICKSTART = EXAMPLES / "quickstart" / "manifests"
 HERE = Path(__file__).resolve().parent
+FAULTS = {
+    folder.parent.name: folder.parent
+    for folder in (EXAMPLES.parent / "tests/faults").glob("*/sitecustomize.py")
+}
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
@@ -38,6 +42,7 @@ def main() -> int:
     """Run everything; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description="run the quickstart agent and attack it")
     parser.add_argument("--model", choices=("scripted", "local"), default="scripted")
+    parser.add_argument("--fault", choices=sorted(FAULTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kars-demo-") as folder:
@@ -46,7 +51,7 @@ def main() -> int:
         try:
             with model_source(options.model, scratch, os.environ) as model:
                 console.print(f"[bold]model:[/] {model.said}")
-                rows = run(model, scratch)
+                rows = run(model, scratch, options.fault)
         except DemoError as error:
             console.print(f"[red]the demo cannot go on:[/] {error}")
             return 1
@@ -60,13 +65,20 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run(model: ModelSource, scratch: Path) -> list[Proof]:
-    """Start the platform, do the task, attack, and return the rows."""
+def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
+    """Start the platform, do the task, attack, and return the rows.
+
+    Args:
+        model: what answers.
+        scratch: a folder for this run.
+        fault: a folder of tests/faults that takes one control away, to see that this is noticed.
+    """
     canary_file = scratch / "canary.key"
     canary = new_canary()
     canary_file.write_text(canary)
     canary_file.chmod(0o600)
-    with ended(Platform(scratch / "home")) as platform, listeners() as (tcp, udp):
+    python_path = FAULTS[fault] if fault else None
+    with ended(Platform(scratch / "home", python_path)) as platform, listeners() as (tcp, udp):
         step("starting the local platform")
         platform.kars(
             *(
@@ -166,7 +178,7 @@ def attack(
         str(probe.first(name)["trace"])
         for name in ("model_allowed", "model_outside", "over_request_cap", "approval", "over_daily_budget")
     ]
-    show("audit", lambda: proofs.audit(platform, [probe.name, agent], traces, scratch))
+    show("audit", lambda: proofs.audit(platform, [probe.name, agent], traces, scratch / "outsider"))
     show("last known policy", lambda: _last_known(platform, probe, scratch))
     return rows
 

@@ -38,9 +38,17 @@ def wait_for(what: str, look: Callable[[], _T | None], *, deadline_s: float) -> 
 class Platform:
     """One local platform with its own state folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, python_path: Path | None = None) -> None:
+        """Name a state folder; nothing is started.
+
+        Args:
+            home: the state folder.
+            python_path: put on PYTHONPATH of every process of the platform.
+        """
         self.home = home
         self._environment = {**os.environ, "KARS_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200"}
+        if python_path is not None:
+            self._environment["PYTHONPATH"] = str(python_path)
 
     def kars(self, *arguments: str, check: bool = True, timeout_s: float = 120) -> str:
         """Run the command and return what it printed.
