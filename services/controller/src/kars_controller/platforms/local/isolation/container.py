@@ -52,7 +52,8 @@ class Spec:
 class Network:
     """Namespaces to join; without one the process stays in the host's network."""
 
-    net_fd: int
+    net_fd: int | None
+    """None keeps the host's network, where a fault switch says so."""
     user_fd: int | None
 
 
@@ -154,7 +155,8 @@ def _leave_host(child: _Child) -> None:
     if network is not None:
         if network.user_fd is not None:
             namespaces.join(network.user_fd, namespaces.NEWUSER)
-        namespaces.join(network.net_fd, namespaces.NEWNET)
+        if network.net_fd is not None:
+            namespaces.join(network.net_fd, namespaces.NEWNET)
     elif spec.own_user_namespace:
         namespaces.enter_user_namespace(spec.uid)
     namespaces.unshare(

@@ -32,6 +32,7 @@ class PodNetwork:
         self._loop = loop
         self._on_lost = on_lost
         self._waiting: deque[Dialled] = deque()
+        self._empty = empty
         self._closed = False
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
@@ -58,7 +59,8 @@ class PodNetwork:
     @property
     def namespaces(self) -> container.Network:
         """What the agent joins."""
-        return container.Network(net_fd=self._network.net_fd, user_fd=self._network.user_fd)
+        net_fd = self._network.net_fd if self._empty else None
+        return container.Network(net_fd=net_fd, user_fd=self._network.user_fd)
 
     def dial(self, port: int, dialled: Dialled) -> None:
         """Connect to a port inside; calls back with a non-blocking socket, or with why there is none."""
