@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kars_common.audit import AuditLog
+from kars_common.errors import UnavailableError
 from kars_common.spiffe import SpiffeId
 
 from kars_controller import api_types, references
@@ -33,8 +34,9 @@ class Administration:
         Raises:
             InvalidInputError: `schema_invalid`.
             ConflictError: `conflict`, `resource_deleting`.
-            UnavailableError: `audit_unavailable`; the change is stored, but nobody was told so.
+            UnavailableError: `audit_unavailable`.
         """
+        self._check_audit()
         admitted = api_types.admit(raw)
         warnings = (*admitted.warnings, *references.missing(admitted.document, self._store))
         outcome, document = self._store.apply(admitted.document, dry_run=dry_run)
@@ -47,10 +49,19 @@ class Administration:
 
         Raises:
             NotFoundError: `resource_not_found`.
+            UnavailableError: `audit_unavailable`.
         """
+        self._check_audit()
         document = self._store.delete(key)
         await self._record("resource.deleted", document, operator)
         return document
+
+    def _check_audit(self) -> None:
+        # What cannot be put on record is not done.
+        if self._audit.failed:
+            raise UnavailableError(
+                "audit_unavailable", "the audit log failed; no changes until it is repaired"
+            )
 
     async def _record(self, event: str, document: Document, operator: SpiffeId) -> None:
         key = ResourceKey.of(document)

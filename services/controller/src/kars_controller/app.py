@@ -38,6 +38,7 @@ from kars_controller.api.resources import ResourcesServicer
 from kars_controller.api.sandboxes import SandboxesServicer
 from kars_controller.approvals import ApprovalRegistry, Attachments
 from kars_controller.ca import AuthoritySvidSource, CertificateAuthority, JoinTokens
+from kars_controller.code_sources import CodeStore
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.identities import Identities
 from kars_controller.platforms.base import Platform, SandboxKey
@@ -166,6 +167,7 @@ class Controller:
             ),
             read_providers=lambda: providers.read(self.settings.providers_path),
             byo_strict=self.settings.byo_strict_mode,
+            code_dir=self.settings.code_dir,
         )
         observer = Observer(
             store=self.store,
@@ -181,6 +183,7 @@ class Controller:
             publisher=self.publisher,
             sessions=self.sessions,
             platform=self.platform,
+            code=CodeStore(self.settings.code_dir),
             tokens=JoinTokenIssuer(issue=self._join_token, revoke=self._forget_workload),
         )
         self._engine = Engine(self.store, self.events, observer, keeper, self.platform)

@@ -57,6 +57,11 @@ class ControllerSettings(ServiceSettings):
         return self.state_dir / "controller"
 
     @property
+    def code_dir(self) -> Path:
+        """Agent code that was fetched: beside the state directory, which no sandbox may see a part of."""
+        return self.state_dir.with_name(f"{self.state_dir.name}-code")
+
+    @property
     def providers_path(self) -> Path:
         """The providers file."""
         return self.providers_file or self.state_dir / "providers.json"

@@ -1,6 +1,7 @@
 """The reconcile table of KarsSandbox: what is observed decides phase, conditions, bundle and pod."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def observe(**changes: Any) -> SandboxObserved:
         providers=PROVIDERS,
         runtimes=RUNTIMES,
         router=ROUTER,
+        code_dir=Path("/code"),
     )
     return replace(base, **changes)
 

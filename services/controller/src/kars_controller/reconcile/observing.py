@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from kars_common.errors import InvalidInputError, KarsError
 from kars_common.policy import parse_payload
@@ -28,6 +29,7 @@ class Surroundings:
     router: RouterMaterial
     read_providers: Callable[[], Providers] = lambda: providers.Providers(problem="no providers file")
     byo_strict: bool = False
+    code_dir: Path
 
 
 class Observer:
@@ -70,6 +72,7 @@ class Observer:
             runtimes=self._surroundings.runtimes,
             router=self._surroundings.router,
             byo_strict=self._surroundings.byo_strict,
+            code_dir=self._surroundings.code_dir,
         )
 
     def policy(self, document: Document) -> PolicyObserved:

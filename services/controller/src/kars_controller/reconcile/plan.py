@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from kars.policy.v1 import policy_pb2
 from kars_common.errors import KarsError
 
+from kars_controller.code_sources import GitSource
 from kars_controller.distribution import Acknowledgement, Published
 from kars_controller.platforms.base import PodPlan, PodStatus
 from kars_controller.providers import Providers
@@ -31,6 +33,8 @@ class Plan:
     """Content to publish; None leaves what is published."""
     pod: PodPlan | None = None
     """Pod to apply; None leaves what runs."""
+    code: GitSource | None = None
+    """Code to fetch before the pod is applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class SandboxObserved:
     runtimes: RuntimeCatalog
     router: RouterMaterial
     byo_strict: bool = False
+    code_dir: Path
+    """Where fetched agent code is."""
 
 
 @dataclass(frozen=True, kw_only=True)

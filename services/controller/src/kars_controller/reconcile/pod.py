@@ -9,6 +9,7 @@ from kars_common.errors import FailedPreconditionError
 
 from kars_controller.api_types.runtimes import Runtime
 from kars_controller.api_types.sandbox import SandboxSpec
+from kars_controller.code_sources import GitSource
 from kars_controller.platforms.base import (
     AGENT_CODE,
     ROUTER_STATE_DIR,
@@ -41,6 +42,7 @@ def build(
     runtimes: RuntimeCatalog,
     router: RouterMaterial,
     providers: ProviderShare,
+    code_dir: Path,
 ) -> PodPlan:
     """Return the pod of a valid sandbox, without the router's join token.
 
@@ -53,7 +55,7 @@ def build(
         key=SandboxKey(key.namespace, key.name),
         uid=sandbox["metadata"]["uid"],
         digest="",
-        agent=_agent(key.name, spec, model, runtimes),
+        agent=_agent(sandbox, spec, model, runtimes, code_dir),
         router=_router(key, router, providers),
         suspended=spec.suspended,
     )
@@ -71,10 +73,13 @@ def unused_limits(spec: SandboxSpec) -> list[str]:
     return [] if spec.resources is None else sorted(set(spec.resources.limits) - set(_LIMIT_FIELDS))
 
 
-def _agent(name: str, spec: SandboxSpec, model: str, runtimes: RuntimeCatalog) -> AgentPlan:
+def _agent(
+    sandbox: Document, spec: SandboxSpec, model: str, runtimes: RuntimeCatalog, code_dir: Path
+) -> AgentPlan:
     runtime = spec.runtime
     argv, bin_dir, mounts = _command(runtime, runtimes)
-    code, seed = _code(runtime)
+    code, seed = _code(sandbox, runtime, code_dir)
+    name = sandbox["metadata"]["name"]
     variables, _ = env.agent_env(name, runtime, model, bin_dir)
     return AgentPlan(
         argv=argv,
@@ -114,15 +119,32 @@ def _command(
     return argv, installed.bin_dir, installed.mounts
 
 
-def _code(runtime: Runtime) -> tuple[tuple[ReadOnlyMount, ...], Path | None]:
+def git_source(sandbox: Document, runtime: Runtime) -> GitSource | None:
+    """Return what has to be fetched before the pod can run; None when nothing has to.
+
+    Raises:
+        FailedPreconditionError: `agent_code_unsupported`.
+    """
+    git = runtime.agent_code.git if runtime.agent_code is not None else None
+    if git is None:
+        return None
+    return GitSource(
+        owner=sandbox["metadata"]["uid"], url=git.url, ref=git.ref or "HEAD", path=git.path or ""
+    )
+
+
+def _code(
+    sandbox: Document, runtime: Runtime, code_dir: Path
+) -> tuple[tuple[ReadOnlyMount, ...], Path | None]:
     code = runtime.agent_code
     if code is None:
         return (), None
+    source = git_source(sandbox, runtime)
+    if source is not None:
+        return (ReadOnlyMount(source=source.folder(code_dir), target=AGENT_CODE),), None
     if code.local is None:
-        form = "oci" if code.oci is not None else "git"
         raise FailedPreconditionError(
-            "agent_code_unsupported",
-            f"agentCode.{form} cannot be fetched by this platform; use agentCode.local",
+            "agent_code_unsupported", "agentCode.oci cannot be fetched here; use agentCode.git or local"
         )
     seed = Path(code.local.workspace) if code.local.workspace is not None else None
     return (ReadOnlyMount(source=Path(code.local.path), target=AGENT_CODE),), seed

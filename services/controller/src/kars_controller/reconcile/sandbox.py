@@ -25,6 +25,7 @@ _REASONS = {
     "adapter_missing": "AdapterMissing",
     "byo_contract_invalid": "BYOContractInvalid",
     "agent_code_unsupported": "AgentCodeUnsupported",
+    "agent_code_unavailable": "AgentCodeUnavailable",
     "isolation_unavailable": "IsolationUnavailable",
     "policy_not_usable": "SpecInvalid",
     "schema_invalid": "SpecInvalid",
@@ -102,6 +103,7 @@ def _pod(
         runtimes=observed.runtimes,
         router=observed.router,
         providers=share,
+        code_dir=observed.code_dir,
     )
 
 
@@ -129,4 +131,5 @@ def _plan(sandbox: Document, observed: SandboxObserved, spec: SandboxSpec | None
         requeue_s=STEADY_S if settled else FAILED_S if desired.problem is not None else AWAITING_S,
         bundle=desired.bundle,
         pod=desired.pod,
+        code=pod.git_source(sandbox, spec.runtime) if spec is not None and desired.pod is not None else None,
     )

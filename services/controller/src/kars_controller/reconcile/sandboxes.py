@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kars_common.errors import KarsError
 
+from kars_controller.code_sources import CodeStore, GitSource
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.platforms.base import Platform, PodPlan, SandboxKey
 from kars_controller.reconcile import pod, sandbox
@@ -45,6 +46,7 @@ class SandboxKeeper:
         sessions: PolicySessions,
         platform: Platform,
         tokens: JoinTokenIssuer,
+        code: CodeStore,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -54,6 +56,7 @@ class SandboxKeeper:
         self._sessions = sessions
         self._platform = platform
         self._tokens = tokens
+        self._code = code
         self._monotonic_s = monotonic_s
         self._started_s = monotonic_s()
         self._joined_s: dict[SandboxKey, float] = {}
@@ -77,7 +80,7 @@ class SandboxKeeper:
             if observed.published is None or published.digest != observed.published.digest:
                 self._sessions.notify(key)
         if plan.pod is not None:
-            await self._apply(key, plan.pod, observed)
+            await self._apply(key, plan.pod, plan.code, observed)
         else:
             self._apply_errors.pop(key, None)
         after = await self._observer.sandbox(document, self._apply_errors.get(key))
@@ -85,7 +88,9 @@ class SandboxKeeper:
         record(self._store, self._events, document, final)
         return final.requeue_s
 
-    async def _apply(self, key: SandboxKey, plan: PodPlan, observed: SandboxObserved) -> None:
+    async def _apply(
+        self, key: SandboxKey, plan: PodPlan, code: GitSource | None, observed: SandboxObserved
+    ) -> None:
         current = observed.pod
         unchanged = (
             current is not None
@@ -96,10 +101,12 @@ class SandboxKeeper:
         if unchanged and not self._must_rejoin(key, observed):
             self._apply_errors.pop(key, None)
             return
-        if not plan.suspended:
-            plan = pod.with_join_token(plan, self._tokens.issue(key))
-            self._joined_s[key] = self._monotonic_s()
         try:
+            if code is not None:
+                await self._code.ensure(code)
+            if not plan.suspended:
+                plan = pod.with_join_token(plan, self._tokens.issue(key))
+                self._joined_s[key] = self._monotonic_s()
             await self._platform.apply(plan)
         except KarsError as exc:
             _LOG.warning("pod not applied", extra={"sandbox": str(key), "reason": exc.reason})
@@ -122,6 +129,7 @@ class SandboxKeeper:
         self._store.update_status(resource, uid, status)
         self._tokens.revoke(key)
         await self._platform.delete(key)
+        await self._code.forget(uid)
         self._publisher.withdraw(key)
         self._sessions.forget(key)
         self._joined_s.pop(key, None)

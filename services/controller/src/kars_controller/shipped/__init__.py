@@ -5,12 +5,16 @@ or deleted one is put back, so that nobody's sandbox changes its rules by accide
 writes another ToolPolicy and refers to it.
 """
 
+import logging
 from importlib import resources
+
+from kars_common.errors import ConflictError
 
 from kars_controller import api_types
 from kars_controller.profiles.loading import load
 from kars_controller.resources import Document, ResourceStore
 
+_LOG = logging.getLogger(__name__)
 _FILES = ("kars-default.yaml",)
 
 
@@ -21,10 +25,10 @@ def documents() -> list[Document]:
 
 
 def ensure(store: ResourceStore) -> None:
-    """Put the shipped resources into the store, unless they are there as shipped.
-
-    Raises:
-        ConflictError: `resource_deleting`, somebody deleted one and its finalizers still run.
-    """
+    """Put the shipped resources into the store, unless they are there as shipped."""
     for document in documents():
-        store.apply(document)
+        try:
+            store.apply(document)
+        except ConflictError as exc:
+            # Somebody deleted it and a finalizer of theirs still runs; who refers to it fails closed.
+            _LOG.error("shipped resource not restored", extra={"reason": exc.reason})
