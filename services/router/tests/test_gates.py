@@ -120,7 +120,8 @@ REFUSALS = {
         whole=completion,
         streamed=sse_completion,
         reaches_provider=True,
-        charged=-1,
+        charged=15,
+        charged_streamed=-1,
     ),
     "guard_output_tool": Refusal(
         gate="guard_output",

@@ -132,7 +132,7 @@ class RouterApp:
             functools.partial(_open_upstream, settings),
             self.health,
             redact=redact,
-            on_attempt=lambda provider, result: self.metrics.attempts.labels(provider, result).inc(),
+            on_attempt=self.metrics.attempt,
         )
         output = GuardOutputGate(
             scanner=lambda: self._scanner,

@@ -58,6 +58,7 @@ class RouterMetrics:
         )
         # Looking a child up by labels costs more than counting; the sets are closed, so they are kept.
         self._evaluations: dict[tuple[str, str], Counter] = {}
+        self._attempts: dict[tuple[str, str], Counter] = {}
         self._models: dict[tuple[str, str], _ModelMetrics] = {}
         self._used = Gauge(
             "kars_budget_used_tokens", "Settled tokens", ["sandbox", "window"], registry=registry
@@ -104,6 +105,13 @@ class RouterMetrics:
         if call.usage is not None:
             child.input.inc(call.usage.input_tokens)
             child.output.inc(call.usage.output_tokens)
+
+    def attempt(self, provider: str, result: str) -> None:
+        """Count a try at a provider; both come from configuration and from this code."""
+        child = self._attempts.get((provider, result))
+        if child is None:
+            child = self._attempts[provider, result] = self.attempts.labels(provider, result)
+        child.inc()
 
     def _evaluated(self, kind: str, decision: str) -> Counter:
         child = self._evaluations.get((kind, decision))

@@ -72,7 +72,8 @@ def _question(document: dict[str, Any]) -> tuple[str, dict[str, str]]:
         MalformedJsonError: `invalid_type`.
     """
     action = document.get("action", "unknown")
-    context = document.get("context") or {}
+    context = document.get("context")
+    context = {} if context is None else context
     if not isinstance(action, str) or not 0 < len(action) <= _MAX_ACTION_CHARS:
         raise strict_json.MalformedJsonError("invalid_type", "action must be a non-empty string")
     if not isinstance(context, dict) or len(context) > _MAX_CONTEXT_KEYS:

@@ -106,7 +106,8 @@ class ChatOutput:
         Raises:
             RefusedAnswerError: the answer is above the safety floor, reports an error, or is no completion.
         """
-        self._take_usage(document.get("usage"))  # first: a refused answer was bought all the same
+        if not self._stream:
+            self._take_usage(document.get("usage"))  # first: a refused answer was bought all the same
         self._check_safety(document)
         if document.get("error") is not None:
             raise RefusedAnswerError(provider_error("the provider reported an error inside its answer"))
@@ -114,6 +115,9 @@ class ChatOutput:
         if not isinstance(choices, list) or len(choices) > _MAX_CHOICES:
             raise RefusedAnswerError(provider_error("the provider's answer has no readable choices"))
         released = [self._feed_choice(choice) for choice in choices]
+        if self._stream and self.complete:
+            # What a stream tells before its end is no bill: a caller that hangs up then pays the maximum.
+            self._take_usage(document.get("usage"))
         top = {name: document[name] for name in _TOP if name in document}
         if not self._stream:
             self._whole = top

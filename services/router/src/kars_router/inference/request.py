@@ -12,6 +12,8 @@ import orjson
 
 from kars_router.inference import fields
 
+OUTPUT_BOUNDS = ("max_tokens", "max_completion_tokens")
+
 
 class BadRequestError(ValueError):
     """The request is not a chat completion that this door accepts.
@@ -100,7 +102,7 @@ def parse_chat(document: dict[str, Any], body_bytes: int = 0) -> ChatRequest:
         model=body.get("model", ""),
         stream=stream,
         wants_usage=wants_usage,
-        max_output=max(body.get("max_tokens", 0), body.get("max_completion_tokens", 0)) or None,
+        max_output=min((body[name] for name in OUTPUT_BOUNDS if name in body), default=None),
         choices=body.get("n", 1),
         prompt_bytes=_prompt_bytes(body),
         images=images,

@@ -121,7 +121,8 @@ class Path:
                 gate.settle(call, outcome)
             except Exception as exc:  # noqa: BLE001 - the boundary: one gate's failure must not skip the others
                 _log.error("a gate failed to settle", extra={"gate": gate.name, "error": _describe(exc)})
-        self._on_end(call, outcome, time.monotonic() - call.started)
+        # After this turn of the loop, that is while the disk is at work: counting delays nobody.
+        asyncio.get_running_loop().call_soon(self._on_end, call, outcome, time.monotonic() - call.started)
         try:
             return self._recorder.ended(call, outcome), outcome
         except Exception as exc:  # noqa: BLE001 - the boundary: as above

@@ -15,6 +15,7 @@ import orjson
 
 from kars_router.guardrails.safety import SafetyFloor
 from kars_router.inference.output import RefusedAnswerError, provider_error
+from kars_router.inference.request import OUTPUT_BOUNDS
 from kars_router.inference.sse import EventTooLargeError, SseParser
 from kars_router.pipeline.call import Attempt, Call, InferenceCall
 from kars_router.pipeline.policy import Model
@@ -152,6 +153,10 @@ class DispatchGate:
             self._health.failed(model)
             call.maybe_spent = call.maybe_spent or exc.maybe_received
             return refusals.unreachable(exc), None if exc.maybe_received else 0.0
+        except asyncio.CancelledError:
+            # The caller hung up while the provider was working: what it did is paid for.
+            call.maybe_spent = True
+            raise
         status = response.status
         if 200 <= status < 300:
             self._note(call, provider, model, "ok")
@@ -258,9 +263,9 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _body(call: InferenceCall, provider: Provider, model: Model) -> bytes:
-    body = {**call.request.body, "model": model.deployment}
-    if call.request.max_output is None:
-        body[provider.max_tokens_field] = call.max_output
+    # The bound that was reserved, under the one name that this provider obeys.
+    body = {name: value for name, value in call.request.body.items() if name not in OUTPUT_BOUNDS}
+    body |= {"model": model.deployment, provider.max_tokens_field: call.max_output}
     if call.request.stream:
         body["stream_options"] = {"include_usage": True}
     return orjson.dumps(body)
