@@ -216,6 +216,20 @@ async def test_list_pages_newest_first_and_watch_begins_with_what_is_pending(har
     watch.cancel()
 
 
+async def test_a_router_that_hangs_up_leaves_no_task_behind(harness: Harness) -> None:
+    call = await attach(harness, hold())
+    await pending(harness)
+    call.cancel()
+    await harness.until(
+        lambda: (
+            not any(
+                "decision" in task.get_name() or "approvals of" in task.get_name()
+                for task in asyncio.all_tasks()
+            )
+        )
+    )
+
+
 async def test_holds_survive_a_restart_of_the_controller(start: Any) -> None:
     async with start() as harness:
         await attach(harness, hold())

@@ -44,13 +44,9 @@ class ApprovalsServicer(governance_pb2_grpc.ApprovalsServicer):
             )
             try:
                 while not reader.done():
-                    decided = asyncio.create_task(decisions.get(), name=f"decision for {sandbox}")
-                    await asyncio.wait({decided, reader}, return_when=asyncio.FIRST_COMPLETED)
-                    if decided.done():
-                        yield governance_pb2.AttachResponse(decided=decided.result())
-                    else:
-                        decided.cancel()
-                        await asyncio.gather(decided, return_exceptions=True)
+                    decided = await _next_decision(decisions, reader)
+                    if decided is not None:
+                        yield governance_pb2.AttachResponse(decided=decided)
                 reader.result()
             finally:
                 reader.cancel()
@@ -124,3 +120,16 @@ class ApprovalsServicer(governance_pb2_grpc.ApprovalsServicer):
                 self._registry.close(sandbox, request.closed.id, request.closed.state)
             else:
                 raise InvalidInputError("attach_invalid", "after sandbox, only pending or closed")
+
+
+async def _next_decision(
+    decisions: asyncio.Queue[governance_pb2.Approval], reader: asyncio.Task[None]
+) -> governance_pb2.Approval | None:
+    """Wait for a decision; None when the router stopped talking first."""
+    decided = asyncio.create_task(decisions.get(), name="next decision")
+    try:
+        await asyncio.wait({decided, reader}, return_when=asyncio.FIRST_COMPLETED)
+        return decided.result() if decided.done() else None
+    finally:
+        decided.cancel()
+        await asyncio.gather(decided, return_exceptions=True)
