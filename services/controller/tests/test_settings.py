@@ -8,7 +8,7 @@ from kars_controller.settings import ControllerSettings
 
 def test_defaults_are_what_we_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KARS_CONTROLLER_STATE_DIR", "/s/kars")
-    found = ControllerSettings()  # type: ignore[call-arg]  # from the environment
+    found = ControllerSettings()
     assert found.model_dump() == {
         "log_level": "INFO",
         "otlp_endpoint": None,
