@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -207,11 +208,13 @@ async def test_killed_supervisor_takes_its_containers_along_and_the_workspace_st
         await _readable(end)
         os.close(end)
     assert processes_of(home) == []
+    groups = json.loads(layout.PodDirectory.of(home / "pods", KEY).groups.read_bytes())
     async with asyncio.timeout(5):
         while await platform.observe(KEY) is not None:
             await asyncio.sleep(0.01)
     await platform.apply(plan())
     await reach(platform, running)
+    assert not any(Path(group).exists() for group in groups)
     async with asyncio.timeout(5):
         async for text in platform.logs(KEY, "agent", follow=True):
             if b"'trace'" in text:

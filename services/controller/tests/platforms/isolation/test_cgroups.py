@@ -130,3 +130,13 @@ def test_real_group_of_this_machine_kills_and_disappears() -> None:
         group.kill()
         assert child.wait(5) == -signal.SIGKILL
     assert group.remove()
+
+
+@pytest.mark.parametrize("path", ["{mount}/other", "{mount}/../kars-x", "{outside}/kars-x", "/"])
+def test_leftover_that_is_no_group_of_ours_is_left_alone(tmp_path: Path, path: str) -> None:
+    mount = tmp_path / "mount"
+    for directory in (mount / "other", tmp_path / "kars-x", tmp_path / "outside" / "kars-x"):
+        directory.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    cgroups.remove_leftover(path.format(mount=mount, outside=tmp_path / "outside"), mount=mount)
+    assert sorted(tmp_path.rglob("*")) == before

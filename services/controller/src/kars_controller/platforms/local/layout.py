@@ -57,6 +57,11 @@ class PodDirectory:
         return self.path / "workspace.seeded"
 
     @property
+    def groups(self) -> Path:
+        """Names the cgroup directories in use, so that they are removed even after a kill."""
+        return self.path / "cgroups.json"
+
+    @property
     def router_state(self) -> Path:
         """The router's state directory as the host sees it."""
         return self.path / "router"

@@ -21,6 +21,7 @@ from kars_controller.platforms.local import (
     doctor,
     files,
     layout,
+    leftovers,
     log_files,
     processes,
     python_runtime,
@@ -252,4 +253,5 @@ class LocalPlatform:
 
 def _remove(directory: layout.PodDirectory) -> None:
     quota.unmount(directory.workspace, lazily=True)
+    leftovers.clear(directory)
     files.remove_pod(directory)

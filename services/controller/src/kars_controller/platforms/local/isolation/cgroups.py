@@ -16,6 +16,7 @@ from pathlib import Path
 MEMORY, PIDS, CPU = "memory", "pids", "cpu"
 CONTROLLERS = (MEMORY, PIDS, CPU)
 MOUNT = Path("/sys/fs/cgroup")
+NAME_PREFIX = "kars-"
 _CPU_PERIOD_US = 100_000
 _CPU_MIN_QUOTA_US = 1_000
 
@@ -100,6 +101,14 @@ def create(name: str, ceilings: Ceilings, *, mount: Path = MOUNT, membership: st
     if (mount / "cgroup.controllers").exists():
         return _create_v2(name, ceilings, mount, own.get("", "/"))
     return _create_v1(name, ceilings, mount, own)
+
+
+def remove_leftover(path: str, *, mount: Path = MOUNT) -> None:
+    """Remove an empty group by its path; anything that is no group of ours is left alone."""
+    directory = Path(path)
+    if mount in directory.parents and directory.name.startswith(NAME_PREFIX) and ".." not in directory.parts:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _memberships(text: str) -> dict[str, str]:

@@ -79,18 +79,26 @@ def mount_image(image: Path, directory: Path, size: int, uid: int) -> None:
     """Mount a file system of a size, owned by uid, made or grown as needed. Idempotent.
 
     Raises:
-        IsolationError: `quota_failed`, also when the image is already larger than size.
+        IsolationError: `quota_failed`: the image is larger already, or has to grow and is in use on the host.
     """
-    if is_mounted(directory):
-        return
     size = max(size, MIN_BYTES)
     directory.mkdir(exist_ok=True)
     try:
-        if image.exists():
-            _wait_until_free(image)  # mounted twice, an image is destroyed
-            _grow(image, size)
-        else:
+        present = image.stat().st_size if image.exists() else 0
+        if present > size:
+            raise IsolationError(
+                "quota_failed",
+                f"workspace holds {present} bytes and cannot shrink to {size}; delete the sandbox first",
+            )
+        if is_mounted(directory):
+            if present == size:
+                return
+            unmount(directory, lazily=False)
+        if present == 0:
             _make(image, size, uid)
+        else:
+            _wait_until_free(image)  # mounted twice, an image is destroyed
+            _grow(image, present, size)
         name, device = _attach_loop(image)
         try:
             flags = mounts.NOSUID | mounts.NODEV
@@ -126,13 +134,7 @@ def _make(image: Path, size: int, uid: int) -> None:
     fresh.rename(image)
 
 
-def _grow(image: Path, size: int) -> None:
-    present = image.stat().st_size
-    if present > size:
-        raise IsolationError(
-            "quota_failed",
-            f"workspace holds {present} bytes and cannot shrink to {size}; delete the sandbox first",
-        )
+def _grow(image: Path, present: int, size: int) -> None:
     if present < size:
         os.truncate(image, size)
         _tool("e2fsck", "-f", "-p", str(image))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 from kars_controller.platforms.base import ContainerState, PodPhase, PodStatus
-from kars_controller.platforms.local import layout
+from kars_controller.platforms.local import layout, leftovers
 from kars_controller.platforms.local.isolation import cgroups, container, quota
 from kars_controller.platforms.local.isolation.errors import IsolationError
 from kars_controller.platforms.local.pod import blueprints, containment, workspace
@@ -50,7 +50,6 @@ class Supervisor:
         self._stopping = False
         """An orderly stop is under way, whose end will start what the spec says then."""
         self._router_outdated = False
-        self._workspace_bytes = 0
         self._problem = ""
         self._router = Runner(
             loop,
@@ -187,15 +186,12 @@ class Supervisor:
             quota_problem = "switched off"
         if self._decided is None:
             self._decided = self._decide(quota_problem)
-        if self._workspace_bytes not in {0, limits.workspace_bytes}:
-            workspace.release(self._directory, lazily=False)
         workspace.prepare(
             self._directory,
             size=limits.workspace_bytes,
             seed=self._spec.agent.workspace_seed,
             quota_problem=quota_problem,
         )
-        self._workspace_bytes = limits.workspace_bytes
         if self._network is None:
             self._network = PodNetwork(
                 self._loop,
@@ -226,9 +222,12 @@ class Supervisor:
         ceilings = cgroups.Ceilings(
             memory_bytes=limits.memory_bytes, pids=limits.pids, cpu_millis=limits.cpu_millis
         )
+        leftovers.clear(self._directory)
         # The supervisor's pid keeps two pods of the same name (two homes on one machine) apart.
-        name = f"kars-{self._spec.key.namespace}-{self._spec.key.name}-{os.getpid()}"
-        return cgroups.create(name, ceilings)
+        name = f"{cgroups.NAME_PREFIX}{self._spec.key.namespace}-{self._spec.key.name}-{os.getpid()}"
+        group = cgroups.create(name, ceilings)
+        leftovers.remember(self._directory, group)
+        return group
 
     def _launch_router(self) -> container.Started:
         assert self._network is not None
@@ -307,4 +306,4 @@ class Supervisor:
         if self._network is not None:
             self._network.close()
             self._network = None
-        workspace.release(self._directory, lazily=True)
+        workspace.release(self._directory)

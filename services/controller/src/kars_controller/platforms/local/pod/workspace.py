@@ -34,13 +34,9 @@ def prepare(directory: PodDirectory, *, size: int, seed: Path | None, quota_prob
     directory.seeded.touch(mode=0o600)
 
 
-def release(directory: PodDirectory, *, lazily: bool) -> None:
-    """Unmount it if it is mounted; the files stay. Idempotent.
-
-    Raises:
-        IsolationError: `quota_failed`, somebody on the host still uses it and lazily is False.
-    """
-    quota.unmount(directory.workspace, lazily=lazily)
+def release(directory: PodDirectory) -> None:
+    """Unmount it if it is mounted; the files stay. Idempotent."""
+    quota.unmount(directory.workspace, lazily=True)
 
 
 def _copy(source: Path, target: Path) -> None:
