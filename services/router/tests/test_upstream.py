@@ -52,6 +52,15 @@ async def test_redirects_are_not_followed(provider: FakeProvider) -> None:
     assert len(provider.received) == 1
 
 
+async def test_a_machine_without_root_certificates_can_still_call(
+    provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    monkeypatch.setenv("SSL_CERT_DIR", "/nonexistent")
+    await post(client(), provider.base_url)
+    assert len(provider.received) == 1
+
+
 async def test_proxy_settings_of_the_environment_are_ignored(
     provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,10 @@ the endpoint can have seen the request.
 
 import datetime
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
+import certifi
 from pyreqwest import exceptions
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.request import StreamRequest
@@ -76,25 +78,18 @@ class ReqwestUpstream:
         total_timeout_s: float,
         ca_pem: bytes | None = None,
     ) -> None:
-        builder = (
-            ClientBuilder()
-            .follow_redirects(enable=False)
-            .no_proxy()
-            .referer(enable=False)
-            .default_cookie_store(enable=False)
-            .gzip(enable=False)
-            .brotli(enable=False)
-            .zstd(enable=False)
-            .deflate(enable=False)
-            .user_agent("kars-router")
-            .pool_max_idle_per_host(256)
-            .connect_timeout(datetime.timedelta(seconds=connect_timeout_s))
-            .read_timeout(datetime.timedelta(seconds=read_timeout_s))
-            .timeout(datetime.timedelta(seconds=total_timeout_s))
-        )
-        if ca_pem is not None:
-            builder = builder.add_root_certificate_pem(ca_pem)
-        self._client: Client = builder.build()
+        def builder(*roots: bytes) -> ClientBuilder:
+            made = _plain_builder(connect_timeout_s, read_timeout_s, total_timeout_s)
+            for root in roots:
+                made = made.add_root_certificate_pem(root)
+            return made
+
+        own = () if ca_pem is None else (ca_pem,)
+        try:
+            self._client: Client = builder(*own).build()
+        except exceptions.BuilderError:
+            # A slim machine or image has no roots of its own, and then not even plain HTTP would work.
+            self._client = builder(*own, Path(certifi.where()).read_bytes()).build()
 
     async def post(
         self, url: str, headers: Sequence[tuple[str, str]], credential: tuple[str, str] | None, body: bytes
@@ -159,6 +154,25 @@ class ReqwestResponse:
         request, self._request = self._request, None
         if request is not None:
             await request.__aexit__(None, None, None)
+
+
+def _plain_builder(connect_timeout_s: float, read_timeout_s: float, total_timeout_s: float) -> ClientBuilder:
+    return (
+        ClientBuilder()
+        .follow_redirects(enable=False)
+        .no_proxy()
+        .referer(enable=False)
+        .default_cookie_store(enable=False)
+        .gzip(enable=False)
+        .brotli(enable=False)
+        .zstd(enable=False)
+        .deflate(enable=False)
+        .user_agent("kars-router")
+        .pool_max_idle_per_host(256)
+        .connect_timeout(datetime.timedelta(seconds=connect_timeout_s))
+        .read_timeout(datetime.timedelta(seconds=read_timeout_s))
+        .timeout(datetime.timedelta(seconds=total_timeout_s))
+    )
 
 
 def _translate(exc: exceptions.PyreqwestError, *, maybe_received: bool = False) -> UpstreamError:
