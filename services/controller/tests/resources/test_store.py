@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -204,7 +205,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.database = Database(Path(":memory:"))
+        self.folder = tempfile.TemporaryDirectory()
+        self.database = Database(Path(self.folder.name, "resources.db"))
         self.resources = ResourceStore(self.database)
         self.model: dict[str, dict[str, Any]] = {}
 
@@ -281,6 +283,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.database.close()
+        self.folder.cleanup()
 
 
 TestStoreMachine = StoreMachine.TestCase
