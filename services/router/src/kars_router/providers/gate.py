@@ -147,7 +147,9 @@ class DispatchGate:
         headers = (*(_SSE_HEADERS if call.request.stream else _JSON_HEADERS), *provider.headers)
         started = time.monotonic()
         try:
-            response = await self._upstream(provider).post(provider.url, headers, provider.credential, body)
+            response = await self._upstream(provider).post(
+                provider.url, headers, provider.credential, body, whole=not call.request.stream
+            )
         except UpstreamError as exc:
             self._note(call, provider, model, "timeout" if exc.timed_out else "transport")
             self._health.failed(model)
