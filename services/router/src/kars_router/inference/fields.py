@@ -96,11 +96,14 @@ NOT_FORWARDED = frozenset(
 # Members of a message and of its content parts; what is not named here would reach the provider unread.
 MESSAGE_MEMBERS = frozenset(
     ("role", "content", "name", "tool_calls", "tool_call_id", "function_call", "refusal", "cache_control")
-) | frozenset(("reasoning", "reasoning_content", "reasoning_details", "annotations", "audio"))
+) | frozenset(("reasoning", "reasoning_content", "reasoning_details"))
 PART_MEMBERS: Mapping[str, frozenset[str]] = {
     "text": frozenset(("type", "text", "cache_control")),
     "refusal": frozenset(("type", "refusal")),
     "image_url": frozenset(("type", "image_url", "cache_control")),
 }
 IMAGE_MEMBERS = frozenset(("url", "detail"))
+TOOL_MEMBERS: Mapping[str, frozenset[str]] = {
+    kind: frozenset(("type", kind, "cache_control")) for kind in ("function", "custom")
+}
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))

@@ -133,6 +133,7 @@ def _check_messages(messages: list[dict[str, Any]]) -> int:
             raise BadRequestError(
                 "invalid_role", f"{where}.role must be one of {sorted(fields.ROLES)}", where
             )
+        _refuse_unknown(message, fields.MESSAGE_MEMBERS, where)
         content = message.get("content")
         if isinstance(content, list):
             images += _check_parts(content, where)
@@ -156,29 +157,48 @@ def _check_parts(parts: list[Any], where: str) -> int:
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise BadRequestError("invalid_type", f"{where}.content parts must be objects with a type", where)
+        members = fields.PART_MEMBERS.get(part["type"])
+        if members is None:
+            raise BadRequestError(
+                "invalid_type", f"{where}.content part {part['type'][:32]!r} is not supported", where
+            )
+        _refuse_unknown(part, members, f"{where}.content")
         if part["type"] == "image_url":
             image = part.get("image_url")
             url = image.get("url") if isinstance(image, dict) else None
             # A URL would make the provider fetch for the agent, past its egress rules.
             if not isinstance(url, str) or not url.startswith("data:image/"):
                 raise BadRequestError("invalid_image", f"{where}: images must be data: URLs", where)
+            _refuse_unknown(part["image_url"], fields.IMAGE_MEMBERS, f"{where}.content.image_url")
             images += 1
-        elif part["type"] not in {"text", "refusal"} or not isinstance(part.get(part["type"]), str):
-            raise BadRequestError(
-                "invalid_type", f"{where}.content part {part['type'][:32]!r} is not supported", where
-            )
+        elif not isinstance(part.get(part["type"]), str):
+            raise BadRequestError("invalid_type", f"{where}.content part must hold text", where)
     return images
+
+
+def _refuse_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> None:
+    """Refuse members that nobody here reads: they would reach the provider unjudged and uncounted."""
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise BadRequestError(
+                "unsupported_parameter", f"{where} has an unknown member {name[:64]!r}", where
+            )
 
 
 def _check_tools(body: dict[str, Any]) -> None:
     for tool in body.get("tools", ()):
         kind = tool.get("type")
-        if kind not in ("function", "custom"):
+        if not isinstance(kind, str) or kind not in fields.TOOL_MEMBERS:
             # Tools that the provider runs itself would act outside this door.
             raise BadRequestError("unsupported_tool", "tools must be of type function or custom", "tools")
+        # One tool, one name: with both members a tool would be judged by one and offered by the other.
+        _refuse_unknown(tool, fields.TOOL_MEMBERS[kind], "tools")
         inner = tool.get(kind)
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str) or not inner["name"]:
             raise BadRequestError("invalid_type", "each tool needs a function with a name", "tools")
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict):
+        _refuse_unknown(choice, fields.TOOL_MEMBERS.get(str(choice.get("type")), frozenset()), "tool_choice")
     for function in body.get("functions", ()):
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRequestError("invalid_type", "each function needs a name", "functions")
