@@ -1,4 +1,4 @@
-"""`make demo` from outside: it passes as this user and as an ordinary one, and fails when a control is gone."""
+"""`make demo` from outside: passes for this user and for an ordinary one, fails when a control is gone."""
 
 import os
 import pwd

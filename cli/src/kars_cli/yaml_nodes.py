@@ -30,7 +30,10 @@ def load_all(text: str) -> Iterator[tuple[Any, dict[str, int]]]:
     Raises:
         YamlError: malformed, too deep or too large, with duplicate keys or foreign tags.
     """
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as exc:  # a character that YAML does not allow
+        raise YamlError("not YAML: it has a control character", 1) from exc
     try:
         while loader.check_node():
             node = loader.get_node()
@@ -64,8 +67,10 @@ class _Builder:
         if self._nodes > _MAX_NODES or depth > _MAX_DEPTH:
             raise YamlError(f"more than {_MAX_NODES} values, or deeper than {_MAX_DEPTH}", line)
         if isinstance(node, yaml.MappingNode):
+            _refuse_tag(node, "map", line)
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
+            _refuse_tag(node, "seq", line)
             return [self.build(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node.value)]
         value = self._scalar(node, line)
         if isinstance(value, str) and getattr(node, "style", None) == "|":
@@ -107,3 +112,8 @@ class _Builder:
                 return
         except YamlError:
             return  # plain text, or broken: whoever reads it says so
+
+
+def _refuse_tag(node: yaml.Node, plain: str, line: int) -> None:
+    if node.tag != f"tag:yaml.org,2002:{plain}":
+        raise YamlError(f"tag {node.tag[:60]!r} is not allowed", line)
