@@ -5,10 +5,14 @@ from pathlib import Path
 
 from kars_common.errors import FieldViolation, InvalidInputError
 
-from kars_controller.platforms.base import PodPlan, ReadOnlyMount, SandboxKey
+from kars_controller.platforms.base import AGENT_HOME, PodPlan, ReadOnlyMount, SandboxKey
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _KERNEL = tuple(Path(path) for path in ("/proc", "/sys", "/dev", "/run"))
+_SETTINGS = tuple(Path(path) for path in ("/etc", "/boot"))
+_EVERYBODYS = frozenset(Path(path) for path in ("/", "/home", "/root", "/var"))
+_KEYS = (".ssh", ".gnupg", ".aws/credentials", ".azure", ".kube/config", ".docker/config.json", ".netrc")
+_KEY_FOLDERS = frozenset(name.partition("/")[0] for name in _KEYS)
 _RESERVED_TARGETS = tuple(Path(path) for path in ("/proc", "/sys", "/dev", "/etc"))
 
 
@@ -31,27 +35,48 @@ def check_plan(plan: PodPlan, home: Path) -> None:
     """
     check_key(plan.key)
     for mount in (*plan.agent.code, *plan.agent.runtime):
-        _check_mount(mount, home.resolve())
+        _check_source(mount.source, mount.target, home.resolve())
+        _check_target(mount)
+    for code in plan.agent.code:
+        _check_credentials(code.source, code.target)
+    if plan.agent.workspace_seed is not None:
+        # Copied by whoever runs kars, with its rights: what the agent could never open would be handed to it.
+        _check_source(plan.agent.workspace_seed, AGENT_HOME, home.resolve())
+        _check_credentials(plan.agent.workspace_seed, AGENT_HOME)
 
 
-def _check_mount(mount: ReadOnlyMount, home: Path) -> None:
-    if not mount.source.exists():
-        raise InvalidInputError("mount_missing", f"{mount.source} does not exist")
-    source = mount.source.resolve()
+def _check_source(given: Path, target: str, home: Path) -> None:
+    if not given.exists():
+        raise InvalidInputError("mount_missing", f"{given} does not exist")
+    source = given.resolve()
     if _touches(source, home):
-        _refuse(mount, "it holds kars' own state, with credentials")
+        _refuse(given, target, "it holds kars' own state, with credentials")
     if any(_within(source, kernel) for kernel in _KERNEL):
-        _refuse(mount, "it is the kernel's, or holds other services' sockets")
+        _refuse(given, target, "it is the kernel's, or holds other services' sockets")
+
+
+def _check_credentials(given: Path, target: str) -> None:
+    """Refuse the machine's settings, and folders where people and their tools keep keys."""
+    source = given.resolve()
+    if source in _EVERYBODYS or any(_within(source, place) for place in _SETTINGS):
+        _refuse(given, target, "it holds the machine's settings or everybody's files")
+    found = [name for name in _KEYS if (source / name).exists()]
+    found += [name for name in source.parts if name in _KEY_FOLDERS]
+    if found:
+        _refuse(given, target, f"it holds credentials ({found[0]})")
+
+
+def _check_target(mount: ReadOnlyMount) -> None:
     target = Path(mount.target)
     if target == Path("/") or any(_within(target, reserved) for reserved in _RESERVED_TARGETS):
-        _refuse(mount, f"{mount.target} is the sandbox's own")
+        _refuse(mount.source, mount.target, f"{mount.target} is the sandbox's own")
 
 
-def _refuse(mount: ReadOnlyMount, why: str) -> None:
+def _refuse(source: Path, target: str, why: str) -> None:
     raise InvalidInputError(
         "mount_refused",
-        f"{mount.source} cannot be mounted: {why}",
-        violations=[FieldViolation(mount.target, why)],
+        f"{source} cannot be given to an agent: {why}",
+        violations=[FieldViolation(target, why)],
     )
 
 

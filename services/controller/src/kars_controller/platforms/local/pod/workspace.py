@@ -49,9 +49,16 @@ def _copy(source: Path, target: Path) -> None:
             _give(goal)
             _copy(entry, goal)
         elif stat.S_ISREG(mode):
-            shutil.copyfile(entry, goal)
+            _copy_file(entry, goal)
             goal.chmod(0o755 if mode & stat.S_IXUSR else 0o644)
             _give(goal)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy one file that is no link, also if it became one since somebody looked."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as reading, target.open("wb") as writing:
+        shutil.copyfileobj(reading, writing)
 
 
 def _give(path: Path) -> None:
