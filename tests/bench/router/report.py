@@ -60,11 +60,16 @@ def figures(results: rounds.Results, memories: Mapping[str, Memory], facts: Mapp
 
 
 def _promised(results: rounds.Results, memories: Mapping[str, Memory]) -> Figures:
-    def ratio(peer: str) -> float:
-        own = rounds.median(results[OURS]["buffered"], "per_second")
-        return round(own / rounds.median(results[peer]["buffered"], "per_second"), 3)
-
-    promised: Figures = {f"rps_vs_{peer}": ratio(peer) for peer in ("envoy", "litellm") if peer in results}
+    promised: Figures = {}
+    for peer in ("envoy", "litellm"):
+        if peer in results:
+            windows = results[OURS]["buffered"], results[peer]["buffered"]
+            promised[f"rps_vs_{peer}"] = round(
+                rounds.compare(*windows, lambda a, b: a.per_second / b.per_second), 3
+            )
+            promised[f"rps_per_busy_core_vs_{peer}"] = round(
+                rounds.compare(*windows, lambda a, b: _per_busy_core(a) / _per_busy_core(b)), 3
+            )
     if "direct" in results:
         promised["added_p50_ms"] = _added(results, OURS, "one_buffered", "p50_ms")
         promised["added_p99_ms"] = _added(results, OURS, "one_buffered", "p99_ms")
@@ -74,8 +79,12 @@ def _promised(results: rounds.Results, memories: Mapping[str, Memory]) -> Figure
 
 
 def _added(results: rounds.Results, name: str, kind: str, field: str) -> float:
-    with_subject = rounds.median(results[name][kind], field)
-    return round(with_subject - rounds.median(results["direct"][kind], field), 4)
+    added = rounds.compare(
+        results[name][kind],
+        results["direct"][kind],
+        lambda a, b: float(getattr(a, field) - getattr(b, field)),
+    )
+    return round(added, 4)
 
 
 def _raw(name: str, by_load: Mapping[str, Sequence[load.Measurement]]) -> Figures:
@@ -85,7 +94,7 @@ def _raw(name: str, by_load: Mapping[str, Sequence[load.Measurement]]) -> Figure
         f"{name}_rps": round(rounds.median(buffered, "per_second"), 1),
         f"{name}_rps_rounds": [round(window.per_second, 1) for window in buffered],
         f"{name}_rps_cpu_share": round(rounds.median(buffered, "subject_cpu"), 3),
-        f"{name}_rps_per_busy_core": round(_per_busy_core(buffered), 1),
+        f"{name}_rps_per_busy_core": round(statistics.median(map(_per_busy_core, buffered)), 1),
         f"{name}_rps_load_cpu_share": round(rounds.median(buffered, "load_cpu"), 3),
         f"{name}_rps_p99_ms": round(rounds.median(buffered, "p99_ms"), 4),
         f"{name}_streams_per_s": round(rounds.median(streamed, "per_second"), 1),
@@ -98,11 +107,9 @@ def _raw(name: str, by_load: Mapping[str, Sequence[load.Measurement]]) -> Figure
     }
 
 
-def _per_busy_core(windows: Sequence[load.Measurement]) -> float:
+def _per_busy_core(window: load.Measurement) -> float:
     """Return requests for each CPU second that the subject used: other jobs on the machine hardly move it."""
-    return statistics.median(
-        window.per_second / window.subject_cpu if window.subject_cpu else 0.0 for window in windows
-    )
+    return window.per_second / window.subject_cpu if window.subject_cpu else 0.0
 
 
 def write(path: Path, found: Figures) -> None:

@@ -1,6 +1,7 @@
 """The schedule: every subject measured in turn, again and again, so that a slow minute hits all alike.
 
-Order inside a round: direct, Envoy, LiteLLM, ours; each with all four loads.
+Inside a round each load goes over all subjects before the next load does, so that what is compared
+was measured within seconds. Comparisons pair the windows of one round.
 """
 
 import dataclasses
@@ -65,10 +66,11 @@ def run(
     """
     results: Results = {name: {kind.name: [] for kind in LOADS} for name in subjects}
     for number in range(1, count + 1):
-        for name, running in subjects.items():
-            for kind in LOADS:
+        for kind in LOADS:
+            for name, running in subjects.items():
                 results[name][kind.name].append(measure(name, running, kind, upstream_pid, cores))
-            last = {kind: windows[-1] for kind, windows in results[name].items()}
+        for name, by_load in results.items():
+            last = {kind: windows[-1] for kind, windows in by_load.items()}
             progress(
                 f"round {number}/{count}  {name:<8} {last['buffered'].per_second:8.0f} req/s  "
                 f"{last['streamed'].per_second:7.0f} streams/s  p50 {last['one_buffered'].p50_ms:.3f} ms  "
@@ -111,6 +113,15 @@ def measure(
             f"first: {measured.first_error}"
         )
     return measured
+
+
+def compare(
+    ours: Sequence[load.Measurement],
+    theirs: Sequence[load.Measurement],
+    how: Callable[[load.Measurement, load.Measurement], float],
+) -> float:
+    """Return the median over the rounds of a comparison between two windows of the same round."""
+    return statistics.median(how(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def median(windows: Sequence[load.Measurement], field: str) -> float:
