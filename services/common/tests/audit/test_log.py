@@ -62,6 +62,20 @@ async def test_router_register_52_sequence_and_chain_continue_over_restarts_and_
     await log.close()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_reading_may_begin_anywhere(open_log: OpenLog, restarted: bool) -> None:
+    log = open_log(max_segment_bytes=150_000)
+    for i in range(1500):
+        log.append("a", {"n": i})
+    if restarted:
+        await log.close()
+        log = open_log(max_segment_bytes=150_000)
+    assert len(log._marks) > 1
+    for start in (*range(0, 1500, 37), *(seq + d for seq, _ in log._marks for d in (-1, 0, 1)), 1499, 1500):
+        assert [r["n"] for r in log.records(start, start + 3)] == list(range(start, min(start + 3, 1500)))
+    await log.close()
+
+
 async def test_age_ends_a_segment_also_when_the_process_restarted(open_log: OpenLog, directory: Path) -> None:
     now = [1764000000.0]
     log = open_log(max_segment_age_s=60.0, clock_s=lambda: now[0])

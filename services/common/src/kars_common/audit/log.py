@@ -10,6 +10,7 @@ Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close`
 """
 
 import asyncio
+import contextlib
 import fcntl
 import itertools
 import os
@@ -72,6 +73,8 @@ class AuditLog:
         self._encoder = RecordEncoder(origin, self.redactor, limits.max_record_bytes)
         self._edge = state.edge
         self._prev = state.prev
+        self._active_seq = state.segment.first_seq
+        self._marks = state.marks
         self._lock_fd = lock_fd
         self._clock_s = clock_s
         self._failure: str | None = None
@@ -125,34 +128,30 @@ class AuditLog:
             max_string_chars=max_string_chars,
             checkpoint_interval_s=checkpoint_interval_s,
         )
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock_fd = _lock(path)
-        except OSError as exc:
-            raise UnavailableError("audit_unavailable", f"audit directory is unusable: {exc}") from exc
-        try:
-            tree = TreeFile(path / segments.TREE)
-            state = recovery.recover(path, tree, origin, signer.public_key())
-            segments.replace_file(
-                path / segments.KEY, f"{notes.verifier_key(origin, signer.public_key())}\n".encode()
-            )
-            log = cls(
-                path,
-                origin=origin,
-                signer=signer,
-                limits=limits,
-                tree=tree,
-                state=state,
-                lock_fd=lock_fd,
-                clock_s=clock_s,
-            )
-            log._writer.sync()  # what an earlier process left in the page cache is durable from here
-        except OSError as exc:
-            os.close(lock_fd)
-            raise UnavailableError("audit_unavailable", f"audit log cannot be opened: {exc}") from exc
-        except BaseException:
-            os.close(lock_fd)
-            raise
+        with contextlib.ExitStack() as undo:
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock_fd = _lock(path)
+                undo.callback(os.close, lock_fd)
+                tree = TreeFile(path / segments.TREE)
+                undo.callback(tree.close)
+                state = recovery.recover(path, tree, origin, signer.public_key())
+                key_line = f"{notes.verifier_key(origin, signer.public_key())}\n"
+                segments.replace_file(path / segments.KEY, key_line.encode())
+                log = cls(
+                    path,
+                    origin=origin,
+                    signer=signer,
+                    limits=limits,
+                    tree=tree,
+                    state=state,
+                    lock_fd=lock_fd,
+                    clock_s=clock_s,
+                )
+                log._writer.sync()  # what an earlier process left in the page cache is durable from here
+            except OSError as exc:
+                raise UnavailableError("audit_unavailable", f"audit log cannot be opened: {exc}") from exc
+            undo.pop_all()
         if state.torn is not None:
             log.append("log.recovered", state.torn)
         return log
@@ -205,6 +204,8 @@ class AuditLog:
             self._writer.write(line, now_s)
         except OSError as exc:
             raise self._fail(f"audit log cannot be written: {exc}") from exc
+        if seq % recovery.MARK_EVERY == 0:
+            self._marks.append((seq, self._writer.size_bytes - len(line) - 1))
         leaf = merkle.leaf_hash(line)
         completed: list[bytes] = []
         self._edge.append(leaf, completed)
@@ -229,6 +230,7 @@ class AuditLog:
             segments.replace_file(following.edge_path, recovery.edge_text(self._edge))
             segments.replace_file(following.checkpoint_path, self._sign(self._edge))
             self._writer.turn_to(following, in_use=self._commit.busy)
+            self._active_seq, self._marks = following.first_seq, []
             segments.sync_directory(self.directory)
         except OSError as exc:
             raise self._fail(f"audit segment cannot be closed: {exc}") from exc
@@ -286,7 +288,8 @@ class AuditLog:
                 "audit_seq_out_of_range",
                 f"records {found[0].first_seq} to {self.size} exist, asked for {start_seq}",
             )
-        return _lines(found, start_seq, end_seq)
+        mark = max((mark for mark in self._marks if mark[0] <= start_seq), default=(self._active_seq, 0))
+        return _lines(found, start_seq, end_seq, mark)
 
     def records(self, start_seq: int = 0, end_seq: int | None = None) -> Iterator[dict[str, Json]]:
         """Yield records as objects; see `lines`."""
@@ -446,13 +449,18 @@ def _lock(directory: Path) -> int:
     return fd
 
 
-def _lines(found: list[segments.Segment], start_seq: int, end_seq: int) -> Iterator[bytes]:
+def _lines(
+    found: list[segments.Segment], start_seq: int, end_seq: int, mark: tuple[int, int]
+) -> Iterator[bytes]:
+    """Read records from the segments; `mark` is a record at or before the start, in its own segment."""
     bounds = [segment.first_seq for segment in found[1:]]
     for part, following in zip(found, [*bounds, end_seq], strict=True):
         if following <= start_seq or part.first_seq >= end_seq:
             continue
-        wanted = min(following, end_seq) - max(part.first_seq, start_seq)
-        for line in segments.read_lines(part.path, skip=max(0, start_seq - part.first_seq)):
+        first = max(part.first_seq, start_seq)
+        wanted = min(following, end_seq) - first
+        near_seq, offset = mark if part.first_seq <= mark[0] <= first else (part.first_seq, 0)
+        for line in segments.read_lines(part.path, offset=offset, skip=first - near_seq):
             if wanted <= 0:
                 break
             wanted -= 1

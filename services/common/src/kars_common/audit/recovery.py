@@ -8,7 +8,7 @@ sound is `verify`'s question.
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kars_common.audit.canonical import Json
 from kars_common.audit.tree import TreeFile, node_count
 from kars_common.errors import FailedPreconditionError, InvalidInputError, OutOfRangeError
 
+MARK_EVERY = 256
 GENESIS = "0" * 64
 """`prev` of the first record."""
 
@@ -33,6 +34,8 @@ class Recovered:
     edge: merkle.CompactRange
     prev: str
     torn: dict[str, Json] | None
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    """Sequence number and offset of every so many records, for readers that begin near the end."""
 
 
 def damaged(path: Path, line: int, offset: int, what: str) -> FailedPreconditionError:
@@ -171,6 +174,8 @@ def _replay(state: Recovered, tree: TreeFile, origin: str) -> None:
             raise damaged(path, number, line.offset, wrong)
         if number == 1:
             state.segment_started_s = _time_s(record, path)
+        if state.edge.size % MARK_EVERY == 0:
+            state.marks.append((state.edge.size, line.offset))
         leaf = merkle.leaf_hash(line.data)
         completed: list[bytes] = []
         state.edge.append(leaf, completed)

@@ -67,13 +67,22 @@ def list_segments(directory: Path) -> list[Segment]:
     return [segment(directory, first) for first in sorted(int(name[1]) for name in names if name)]
 
 
-def read_lines(path: Path, *, skip: int = 0, max_line_bytes: int = 1 << 20) -> Iterator[Line]:
-    """Yield the lines of a segment from line `skip` on; memory stays within one block and one line.
+def read_lines(
+    path: Path, *, offset: int = 0, skip: int = 0, max_line_bytes: int = 1 << 20
+) -> Iterator[Line]:
+    """Yield the lines of a segment; memory stays within one block and one line.
 
     A line longer than `max_line_bytes` ends the iteration: what was read of it comes last, marked incomplete.
+
+    Args:
+        path: The segment.
+        offset: Where a line begins.
+        skip: How many lines from there are not wanted.
+        max_line_bytes: Longest line to gather.
     """
     with path.open("rb", buffering=0) as file:
-        offset, rest = _skip_lines(file, skip)
+        file.seek(offset)
+        offset, rest = _skip_lines(file, offset, skip)
         while True:
             start = 0
             while (end := rest.find(b"\n", start)) >= 0:
@@ -88,9 +97,8 @@ def read_lines(path: Path, *, skip: int = 0, max_line_bytes: int = 1 << 20) -> I
             yield Line(offset, rest, complete=False)
 
 
-def _skip_lines(file: RawIOBase, lines: int) -> tuple[int, bytes]:
+def _skip_lines(file: RawIOBase, offset: int, lines: int) -> tuple[int, bytes]:
     """Read past `lines` lines; return the offset reached and the bytes already read from there."""
-    offset = 0
     while lines and (block := file.read(_BLOCK_BYTES)):
         found = block.count(b"\n")
         if found < lines:

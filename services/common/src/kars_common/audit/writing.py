@@ -26,6 +26,11 @@ class SegmentWriter:
         self._started_s = started_s
         self._retired: list[int] = []
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of the segment: where the next line begins."""
+        return self._size_bytes
+
     def full(self, now_s: float, max_bytes: int, max_age_s: float) -> bool:
         """Tell whether the segment has records and is too large or too old for another."""
         if self._started_s is None:
