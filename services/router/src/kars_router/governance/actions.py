@@ -6,8 +6,8 @@ to 256 bytes, so that nothing hides behind a cut.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -33,6 +33,8 @@ class Action:
         raw_command: the shell command as given (line breaks kept), else None.
         context: keys that conditions may name.
         also: further names of the same act: an explicit denial of one of them counts too.
+        opaque: the argument in `text` may not be the one that the tool will act on; only what stands
+            before it is certain.
     """
 
     text: str
@@ -41,6 +43,12 @@ class Action:
     raw_command: str | None = None
     context: Mapping[str, str] = field(default_factory=dict)
     also: tuple["Action", ...] = ()
+    opaque: bool = False
+
+    @property
+    def stem(self) -> str:
+        """What is certain of an opaque action: everything before its argument."""
+        return f"tool:{self.tool}:" if self.verb == "tool" else f"{self.verb}:"
 
     @property
     def verb(self) -> str:
@@ -69,34 +77,43 @@ def simple(text: str, *, tool: str = "", context: Mapping[str, str] | None = Non
     return Action(text=text, shown=_cut(text), tool=tool, context=context or {})
 
 
-def tool_call(name: str, arguments: str, redact: Redact, context: Mapping[str, str] | None = None) -> Action:
+def tool_call(
+    name: str,
+    arguments: str,
+    redact: Redact,
+    context: Mapping[str, str] | None = None,
+    *,
+    order: Sequence[str] = (),
+    plain: bool = False,
+) -> Action:
     """Return the action of a tool call that a model's answer asks for.
 
     Args:
         name: function name as the model wrote it.
-        arguments: JSON text of the arguments; unreadable text is itself the argument.
+        arguments: JSON text of the arguments; unreadable text is itself the argument, and opaque.
         redact: removes secrets from what is shown.
         context: further keys for conditions.
+        order: the tool's parameters in declared order; the model's own order proves nothing.
+        plain: the arguments are text and not JSON (custom tools).
     """
     clean_name = _CONTROL.sub(" ", name)
-    first, command, url = _significant(arguments)
+    read = _Arguments(first=arguments, command=arguments, url=arguments) if plain else _read(arguments, order)
     general = canonical(
-        f"tool:{clean_name}:{first}" if first else f"tool:{clean_name}", redact, context=context
+        f"tool:{clean_name}:{read.first}" if read.first else f"tool:{clean_name}", redact, context=context
     )
+    general = replace(general, tool=clean_name, opaque=read.opaque)
     if clean_name in SHELL_TOOLS:
-        special = canonical(f"shell:{command if command is not None else first}", redact, context=context)
+        command = read.command if read.command is not None else read.everything
+        special = canonical(f"shell:{command}", redact, context=context)
     elif clean_name in URL_TOOLS:
-        special = canonical(f"egress:{url if url is not None else first}", redact, context=context)
+        url = read.url if read.url is not None else read.first
+        special = canonical(f"egress:{url}", redact, context=context)
     else:
-        return Action(text=general.text, shown=general.shown, tool=clean_name, context=general.context)
-    return Action(
-        text=special.text,
-        shown=special.shown,
-        tool=clean_name,
-        raw_command=special.raw_command,
-        context=special.context,
-        also=(general,),
+        return general
+    named = (
+        read.command is not None if clean_name in SHELL_TOOLS else read.url is not None and not read.opaque
     )
+    return replace(special, tool=clean_name, opaque=not named, also=(general,))
 
 
 def shown(text: str, redact: Redact) -> str:
@@ -113,17 +130,39 @@ def _cut(text: str) -> str:
     return raw[: MAX_ACTION_BYTES - 3].decode("utf-8", "ignore") + "..."
 
 
-def _significant(arguments: str) -> tuple[str, str | None, str | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arguments:
+    """What the arguments of a tool call say, as far as rules speak about it."""
+
+    first: str = ""
+    everything: str = ""
+    command: str | None = None
+    url: str | None = None
+    opaque: bool = False
+
+
+def _read(arguments: str, order: Sequence[str]) -> _Arguments:
     try:
         document = orjson.loads(arguments or "{}")
     except orjson.JSONDecodeError:
-        return arguments, None, None
+        # A laxer parser than this one (NaN, a missing brace, control characters) may read it all the same.
+        return _Arguments(first=arguments, everything=arguments, opaque=True)
     if not isinstance(document, dict):
-        return _scalar(document) if not isinstance(document, list) else arguments, None, None
-    first = next((_scalar(value) for value in document.values() if not isinstance(value, dict | list)), "")
-    command = next((_scalar(document[key]) for key in _COMMAND_KEYS if key in document), None)
-    url = next((_scalar(document[key]) for key in _URL_KEYS if key in document), None)
-    return first, command, url
+        only = _scalar(document) if not isinstance(document, list) else arguments
+        return _Arguments(first=only, command=only, url=only)
+    known = [key for key in order if key in document]
+    ordered = [document[key] for key in (*known, *(key for key in document if key not in known))]
+    scalars = [_scalar(value) for value in ordered if not isinstance(value, dict | list)]
+    # Of several commands all are judged, one after the other: which one the tool runs is its own choice.
+    commands = dict.fromkeys(_scalar(document[key]) for key in _COMMAND_KEYS if key in document)
+    urls = dict.fromkeys(_scalar(document[key]) for key in _URL_KEYS if key in document)
+    return _Arguments(
+        first=scalars[0] if scalars else "",
+        everything="\n".join(map(_scalar, ordered)),
+        command="\n".join(commands) if commands else None,
+        url=next(iter(urls), None),
+        opaque=len(urls) > 1 or (not known and len(set(scalars)) > 1),
+    )
 
 
 def _scalar(value: object) -> str:

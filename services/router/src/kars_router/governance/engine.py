@@ -95,7 +95,7 @@ class Engine:
         self._limits = tuple(rule for rule in compiled if rule.limited is not None)
         self._tools = tuple(_compile_tool(tool) for tool in rules.tools if not _of_mcp_server(tool))
         self._cacheable = not any(rule.conditions for rule in compiled)
-        self._cache: dict[tuple[str, str | None], Verdict | None] = {}
+        self._cache: dict[tuple[str, str | None, str, bool], Verdict | None] = {}
         self.rule_count = len(compiled)
 
     def evaluate(self, action: Action, rates: RateState, *, charge: bool = True) -> Verdict:
@@ -138,7 +138,7 @@ class Engine:
     def _speak(self, action: Action) -> Verdict | None:
         if not self._cacheable:
             return self._speak_uncached(action)
-        key = (action.text, action.raw_command)
+        key = (action.text, action.raw_command, action.tool, action.opaque)
         if key in self._cache:
             return self._cache[key]
         verdict = self._speak_uncached(action)
@@ -199,6 +199,8 @@ def _command(action: Action) -> shell.ShellCommand | None:
     if action.raw_command is None:
         return None
     command = shell.parse(action.raw_command)
+    if action.opaque:
+        return shell.ShellCommand(simple=command.simple, words=command.words, opaque=True)
     if action.raw_command.endswith("...") and len(action.raw_command.encode("utf-8", "replace")) >= 240:
         # The caller cut it (contract 8.2): what was cut off is unknown.
         return shell.ShellCommand(simple=command.simple, words=command.words, opaque=True)

@@ -93,8 +93,16 @@ class ToolJudge:
         context = _context(call)
         held: list[tuple[Action, EngineVerdict]] = []
         details: list[str] = []
+        declared = _declared(call)
         for request in requests:
-            action = actions.tool_call(request.name, request.arguments, self._redact, context)
+            action = actions.tool_call(
+                request.name,
+                request.arguments,
+                self._redact,
+                context,
+                order=declared.get(request.name, ()),
+                plain=request.kind == "custom",
+            )
             call.findings.tool_actions.append(action.shown)
             verdict = call.in_force.engine.evaluate(action, call.door.rates)
             if verdict.ruling in {Ruling.DENY, Ruling.RATE_LIMITED}:
@@ -108,6 +116,19 @@ class ToolJudge:
         detail = "\n".join(details).encode()[:_MAX_DETAIL_BYTES].decode("utf-8", "ignore")
         needed = max(item.min_approvals for _, item in held)
         return Hold(action=action.shown, detail=detail, rule=verdict.rule, min_approvals=needed)
+
+
+def _declared(call: InferenceCall) -> Mapping[str, Sequence[str]]:
+    """Return the parameters of each offered tool in declared order."""
+    found: dict[str, Sequence[str]] = {}
+    body = call.request.body
+    functions = [tool.get("function") for tool in body.get("tools", ())] + list(body.get("functions", ()))
+    for function in functions:
+        parameters = function.get("parameters") if isinstance(function, dict) else None
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        if isinstance(properties, dict):
+            found[str(function["name"])] = tuple(properties)
+    return found
 
 
 def _context(call: Call) -> Mapping[str, str]:

@@ -66,15 +66,18 @@ class PatternSet:
         """Tell whether a deny (or approval, or rate-limit) list speaks about the action."""
         if self._plain(action.text):
             return True
+        # A tool named without an argument is meant with every argument: the caller chooses those.
+        if action.tool and f"tool:{action.tool}" in self._exact:
+            return True
         if command is None:
-            return False
+            return action.opaque and self.mentions(action.stem)
         if any(pattern.fits(simple) for pattern in self._shell for simple in command.simple):
             return True
         return command.opaque and any(pattern.occurs(command.words) for pattern in self._shell)
 
     def allows(self, action: Action, command: shell.ShellCommand | None) -> bool:
         """Tell whether an allow list covers the whole action: every command of a shell line."""
-        if self._plain(action.text):
+        if self._plain(action.stem if action.opaque else action.text):
             return True
         if command is None or command.opaque or not self._shell:
             return False

@@ -62,11 +62,13 @@ def parse(command: str) -> ShellCommand:
     words = frozenset(_basename(word) for word in _WORD.findall(command.replace("\\", "")))
     # Quotes hidden inside a word (r''m) hide it from the line above; this reading sees through them.
     words |= frozenset(_basename(word) for word in _WORD.findall(re.sub(r"[\\'\"]", "", command)))
+    # A line may go on after a backslash, or a comment may end there: both readings count.
+    words |= frozenset(_basename(word) for word in _WORD.findall(re.sub(r"\\\n|[\\'\"]", "", command)))
     if any(char in command for char in "$`\0"):  # substitution: more may run than what stands here
         simple, _ = _split(re.sub(r"[`$\0]", " ", command))
         return ShellCommand(simple=tuple(simple), words=words, opaque=True)
     simple, opaque = _split(command)
-    return ShellCommand(simple=tuple(simple), words=words, opaque=opaque)
+    return ShellCommand(simple=tuple(simple), words=words, opaque=opaque or "\\\n" in command)
 
 
 def _split(command: str) -> tuple[list[tuple[str, ...]], bool]:
