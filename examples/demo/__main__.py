@@ -35,7 +35,7 @@ FAULTS = {
     folder.parent.name: folder.parent
     for folder in (EXAMPLES.parent / "tests/faults").glob("*/sitecustomize.py")
 }
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 132)
 
 
 def main() -> int:
@@ -101,13 +101,23 @@ def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
         decide(platform, agent, "grant")
         granted = wait_for(
             "the agent's report",
-            lambda: any("published" in line for line in platform.agent_lines(agent)),
+            lambda: any(_published(line) for line in platform.agent_lines(agent)),
             deadline_s=60,
         )
         step("the attacker starts in a sandbox of its own")
         targets = {"tcp_port": tcp.getsockname()[1], "udp_port": udp.getsockname()[1]}
         apply_probe(platform, model, tool_policy, targets, scratch)
         return attack(platform, agent, Probe(platform), udp, canary, granted=granted, scratch=scratch)
+
+
+def _published(line: str) -> bool:
+    """Whether a line of the agent says that the granted call has run, whatever the model wrote after it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    fields = {"event": "tool_result", "tool": "publish_report", "ok": True}
+    return isinstance(event, dict) and fields.items() <= event.items()
 
 
 def apply_quickstart(platform: Platform, model: ModelSource, scratch: Path) -> tuple[str, str]:
