@@ -74,7 +74,7 @@ def _question(document: dict[str, Any]) -> tuple[str, dict[str, str]]:
     action = document.get("action", "unknown")
     context = document.get("context")
     context = {} if context is None else context
-    if not isinstance(action, str) or not 0 < len(action) <= _MAX_ACTION_CHARS:
+    if not isinstance(action, str) or not action.strip() or len(action) > _MAX_ACTION_CHARS:
         raise strict_json.MalformedJsonError("invalid_type", "action must be a non-empty string")
     if not isinstance(context, dict) or len(context) > _MAX_CONTEXT_KEYS:
         raise strict_json.MalformedJsonError(

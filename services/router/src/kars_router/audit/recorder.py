@@ -16,6 +16,8 @@ from kars_router.pipeline.verdicts import Deny, Ending, Outcome
 _THINNED_GATES = frozenset(("identify", "rate_limit", "door"))
 _THINNED_PER_S = 10.0
 _THINNED_BURST = 50
+# An answer may ask for more tool calls than fit into one record; the rest go before it, none is left out.
+_ACTIONS_A_RECORD = 32
 
 
 class Log(Protocol):
@@ -75,8 +77,12 @@ class CallRecorder:
             fields["redactions"] = dict(findings.redactions)
         if findings.removed_tools:
             fields["removed_tools"] = findings.removed_tools
+        for start in range(0, len(findings.tool_actions) - _ACTIONS_A_RECORD, _ACTIONS_A_RECORD):
+            actions = findings.tool_actions[start : start + _ACTIONS_A_RECORD]
+            self._log.append("call.tools", {**self._common(call), "tool_actions": actions})
         if findings.tool_actions:
-            fields["tool_actions"] = findings.tool_actions[:32]
+            rest = len(findings.tool_actions) % _ACTIONS_A_RECORD or _ACTIONS_A_RECORD
+            fields["tool_actions"] = findings.tool_actions[-rest:]
         return self._log.append("call.settled", fields)
 
     def refused(self, denial: Deny, fields: Mapping[str, Any]) -> int:

@@ -12,6 +12,9 @@ from kars_router.pipeline.call import Call, InferenceCall, ToolCall
 from kars_router.pipeline.verdicts import ADMIT, DecidedBy, Decision, Deny, Hold, Outcome, Verdict
 
 _MAX_DETAIL_BYTES = 4096
+_MAX_HELD_TOGETHER = 16
+_CUT_BYTES = 40
+_TOOLS = DecidedBy.TOOL_POLICY
 
 
 class DecideGate:
@@ -107,15 +110,28 @@ class ToolJudge:
             verdict = call.in_force.engine.evaluate(action, call.door.rates)
             if verdict.ruling in {Ruling.DENY, Ruling.RATE_LIMITED}:
                 return _refusal(action, verdict)
-            details.append(f"{request.name}({self._redact(request.arguments)})")
+            details.append(f"{request.name}({request.arguments})")
             if verdict.ruling is Ruling.REQUIRES_APPROVAL:
                 held.append((action, verdict))
         if not held:
             return ADMIT
         action, verdict = held[0]
-        detail = "\n".join(details).encode()[:_MAX_DETAIL_BYTES].decode("utf-8", "ignore")
+        if len(details) > _MAX_HELD_TOGETHER:
+            return _denied("the answer asks for more tool calls than a person can be shown at once", _TOOLS)
+        detail = "\n".join(self._shown(text, _MAX_DETAIL_BYTES // len(details)) for text in details)
         needed = max(item.min_approvals for _, item in held)
         return Hold(action=action.shown, detail=detail, rule=verdict.rule, min_approvals=needed)
+
+    def _shown(self, text: str, room: int) -> str:
+        """Return one tool call on one line; a cut says how much it hides, so that nobody grants unseen."""
+        line = "".join(
+            char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in self._redact(text)
+        )
+        raw = line.encode("utf-8", "replace")
+        if len(raw) < room:
+            return line
+        kept = raw[: room - _CUT_BYTES].decode("utf-8", "ignore")
+        return f"{kept} …({len(raw) - room + _CUT_BYTES} bytes more)"
 
 
 def _declared(call: InferenceCall) -> Mapping[str, Sequence[str]]:

@@ -7,6 +7,7 @@ rebuilt from fields that were looked at: an unknown field of an answer is
 dropped, so nothing passes the guards inside it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from kars_router.pipeline.verdicts import DecidedBy, Deny
 _TOP = ("id", "object", "created", "model", "system_fingerprint", "service_tier", "prompt_filter_results")
 _ENVELOPE = ("id", "object", "created", "model", "system_fingerprint")
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MAX_ANNOTATION_DEPTH = 16
 _MAX_CHOICES = 128
 _MAX_TOOL_CALLS = 256
 
@@ -118,11 +121,11 @@ class ChatOutput:
         if self._stream and self.complete:
             # What a stream tells before its end is no bill: a caller that hangs up then pays the maximum.
             self._take_usage(document.get("usage"))
-        top = {name: document[name] for name in _TOP if name in document}
+        top = {name: self._clean(document[name]) for name in _TOP if name in document}
         if not self._stream:
             self._whole = top
             return []
-        self._envelope = {name: document[name] for name in _ENVELOPE if name in document}
+        self._envelope = {name: top[name] for name in _ENVELOPE if name in top}
         kept = [choice for choice in released if choice is not None]
         if not kept and "prompt_filter_results" not in top:
             return []
@@ -181,7 +184,7 @@ class ChatOutput:
             # What a provider adds beyond the two (reasoning, in some dialects) was bought as well.
             output = max(output, total - prompt)
         self.usage = Usage(input_tokens=prompt, output_tokens=output)
-        self._usage_object = usage
+        self._usage_object = self._clean(usage)
 
     def _feed_choice(self, raw: object) -> Json | None:
         if not isinstance(raw, dict):
@@ -198,10 +201,12 @@ class ChatOutput:
             out = self._feed_part(choice, part)
         reason = raw.get("finish_reason")
         if isinstance(reason, str):
-            choice.finish = reason
+            if _WORD.fullmatch(reason) is None:
+                raise RefusedAnswerError(provider_error("a finish reason is not a word"))
+            choice.finish = self._clean(reason)
         for name in ("content_filter_results", "logprobs"):
             if raw.get(name) is not None and (name != "logprobs" or not self._stream):
-                choice.extra[name] = raw[name]
+                choice.extra[name] = self._clean(raw[name])
         if not out or not self._stream:
             return None
         return {"index": index, "delta": out, "finish_reason": None}
@@ -209,7 +214,7 @@ class ChatOutput:
     def _feed_part(self, choice: _Choice, part: Json) -> Json:
         out: Json = {}
         if isinstance(part.get("role"), str):
-            out["role"] = part["role"]
+            out["role"] = "assistant"
         for name in _TEXTS:
             if name not in part:
                 continue
@@ -269,8 +274,7 @@ class ChatOutput:
             if choice.legacy is not None:
                 message["function_call"] = self._function(choice.legacy)
             extra = choice.extra
-            # Token texts would show a secret or a tool call that was rewritten above.
-            if choice.tools or any("[REDACTED_" in value for value in choice.whole.values()):
+            if self._rewritten(choice) or self._hides_secret(extra.get("logprobs")):
                 extra.pop("logprobs", None)
             choices.append(
                 {"index": choice.index, "message": message, "finish_reason": choice.finish, **extra}
@@ -280,14 +284,42 @@ class ChatOutput:
             whole["usage"] = self._usage_object
         return whole
 
+    @staticmethod
+    def _rewritten(choice: _Choice) -> bool:
+        """Tell whether token texts would show a secret or a tool call that is not shown as it came."""
+        redacted = any("[REDACTED_" in value for value in choice.whole.values())
+        return bool(choice.tools) or choice.legacy is not None or redacted
+
+    def _hides_secret(self, logprobs: object) -> bool:
+        """Tell whether token texts, read together, hold a secret."""
+        for tokens in logprobs.values() if isinstance(logprobs, dict) else ():
+            pieces = [token.get("token") for token in tokens or () if isinstance(token, dict)]
+            text = "".join(piece for piece in pieces if isinstance(piece, str))
+            if self._scanner.redact(text) != text:
+                return True
+        return False
+
+    def _clean(self, value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - a JSON value
+        """Return what a provider says beside the text, without secrets in any of its strings."""
+        if isinstance(value, str):
+            return self._scanner.redact(value, self._count)
+        if depth > _MAX_ANNOTATION_DEPTH:
+            raise RefusedAnswerError(provider_error("the provider's answer is nested too deep"))
+        if isinstance(value, list):
+            return [self._clean(item, depth + 1) for item in value]
+        if isinstance(value, dict):
+            return {self._clean(key): self._clean(item, depth + 1) for key, item in value.items()}
+        return value
+
     def _tool(self, tool: ToolRequest) -> Json:
+        call_id = self._clean(tool.call_id)
         if tool.kind == "custom":
-            custom = {"name": tool.name, "input": self._scanner.redact(tool.arguments, self._count)}
-            return {"id": tool.call_id, "type": "custom", "custom": custom}
-        return {"id": tool.call_id, "type": "function", "function": self._function(tool)}
+            custom = {"name": self._clean(tool.name), "input": self._clean(tool.arguments)}
+            return {"id": call_id, "type": "custom", "custom": custom}
+        return {"id": call_id, "type": "function", "function": self._function(tool)}
 
     def _function(self, tool: ToolRequest) -> Json:
-        return {"name": tool.name, "arguments": self._scanner.redact(tool.arguments, self._count)}
+        return {"name": self._clean(tool.name), "arguments": self._clean(tool.arguments)}
 
 
 def provider_error(message: str) -> Deny:
