@@ -3,7 +3,10 @@
 import asyncio
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +236,18 @@ def test_torn_tail_is_told_apart_from_tampering(sample: Sample, copy: Path) -> N
     assert (finding.problem, finding.offset) == (Problem.TORN_RECORD, size)
 
 
+@pytest.mark.parametrize("where", [0, 2, -1])
+def test_endless_line_hides_nothing_behind_it(sample: Sample, copy: Path, where: int) -> None:
+    segment = segments_of(copy)[where]
+    for name in ("checkpoint", "witnessed"):
+        (copy / name).unlink()
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join([*lines[:2], b"x" * 3_000_000, *lines[2:]]))
+    finding = sample.verify(copy).finding
+    assert finding is not None
+    assert (finding.file, finding.line) == (segment.name, 3)
+
+
 @pytest.mark.parametrize("present", [False, True])
 def test_nothing_there_is_a_finding(tmp_path: Path, sample: Sample, present: bool) -> None:
     directory = tmp_path / "empty"
@@ -250,3 +265,27 @@ def test_garbage_never_crashes_the_verifier(sample: Sample, scratch: Path, garba
         shutil.copytree(sample.directory, scratch)
         (scratch / name).write_bytes(garbage)
         assert not sample.verify(scratch).ok
+
+
+def test_log_that_is_being_written_verifies_at_any_moment(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    writer = Path(__file__).with_name("writer.py")
+    process = subprocess.Popen(
+        [sys.executable, str(writer), str(tmp_path / "audit"), "written"], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        drain = threading.Thread(target=process.stdout.read)
+        drain.start()
+        sizes = []
+        for _ in range(15):
+            report = verify_directory(tmp_path / "audit", key.public_key())
+            assert report.ok, report.finding
+            sizes.append(report.size)
+    finally:
+        process.kill()
+        process.wait(5)
+        drain.join(5)
+        process.stdout.close()
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]

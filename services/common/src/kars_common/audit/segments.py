@@ -27,6 +27,7 @@ LOCK = "lock"
 
 _NAME = re.compile(r"([0-9]{20})\.jsonl")
 _BLOCK_BYTES = 256 * 1024
+MAX_LINE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def list_segments(directory: Path) -> list[Segment]:
 
 
 def read_lines(
-    path: Path, *, offset: int = 0, skip: int = 0, max_line_bytes: int = 1 << 20
+    path: Path, *, offset: int = 0, skip: int = 0, max_line_bytes: int = MAX_LINE_BYTES
 ) -> Iterator[Line]:
     """Yield the lines of a segment; memory stays within one block and one line.
 

@@ -147,4 +147,7 @@ class TreeComparison:
                 detail="not the hash of the records",
             )
         self._place += len(found)
+        if len(found) < len(expected):  # what a living log writes later belongs elsewhere in the walk
+            self._file.close()
+            self._file = None
         return None

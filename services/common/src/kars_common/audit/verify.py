@@ -120,6 +120,8 @@ class _Walk:
         self._origin = origin if origin is not None else self._first_origin()
         self._heads = Heads(origin=self._origin, key=key, witness_key=witness_key, witness_name=witness_name)
         self._heads.load(self._directory, witnessed_note)
+        # Listed again: a log that is being written may have begun a segment that a head already covers.
+        self._segments = segments.list_segments(self._directory)
         for part in self._segments:
             edge = self._edge_at(part, key)
             if part is self._segments[0]:
@@ -160,7 +162,15 @@ class _Walk:
     def _lines(self) -> Iterator[_Line]:
         for part in self._segments:
             for number, line in enumerate(segments.read_lines(part.path), start=1):
+                if not line.complete and self._being_written(part, line):
+                    return  # the heads were read before: they cover nothing that is not here
                 yield _Line(part, number, line.offset, line.data, line.complete)
+
+    def _being_written(self, part: segments.Segment, line: segments.Line) -> bool:
+        """Tell whether a line was caught in the middle of its write: the file has grown since."""
+        if part is not self._segments[-1] or len(line.data) > segments.MAX_LINE_BYTES:
+            return False
+        return part.path.stat().st_size > line.offset + len(line.data)
 
     def read_records(self) -> None:
         """Check every record against its neighbours, and the tree against every head."""
