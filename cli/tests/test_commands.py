@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from pathlib import Path
 
@@ -194,7 +195,7 @@ async def test_connect_fails_with_the_refusal_of_the_router(platform: FakePlatfo
 
 async def test_connect_to_an_agent_without_chat_is_refused_not_unreachable(platform: FakePlatform) -> None:
     platform.sandboxes.refuse_port = True
-    ended = await platform.kars("connect", "reporter", "-m", "hello")
+    ended = await platform.kars("connect", "reporter", "-m", "hello", "--timeout", "0.3")
     assert ended.code == 1
     assert "port_refused" in ended.err
 
@@ -297,7 +298,11 @@ async def test_doctor_prints_the_running_platforms_report(platform: FakePlatform
     report = ended.json()
     assert isinstance(report, dict)
     assert {"platform", "tier", "controls"} <= set(report)
+    assert (report["kernel"], report["root"]) == (os.uname().release, os.geteuid() == 0)
     assert ended.code in (0, 1)
+    table = await platform.kars("doctor")
+    assert os.uname().release in table.out
+    assert ("as root" if os.geteuid() == 0 else "as an ordinary user") in table.out
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Campaign:
             "doctor": dataclasses.asdict(host),
             "strict": self.attack("strict", SeccompProfile.KARS_STRICT, ""),
             "default": self.attack("default", SeccompProfile.RUNTIME_DEFAULT, ""),
-            "no_landlock": self.attack("bare", SeccompProfile.KARS_STRICT, "no-landlock"),
+            "no_landlock": self.attack("bare", SeccompProfile.KARS_STRICT, "landlock"),
             "refused": self.require_landlock_without_it(),
             "neighbours": self.neighbours(),
             "hogs": {
@@ -78,9 +78,9 @@ class Campaign:
             },
         }
 
-    def attack(self, name: str, profile: SeccompProfile, faults: str) -> dict[str, Any]:
+    def attack(self, name: str, profile: SeccompProfile, fault: str) -> dict[str, Any]:
         """Put the attacker into a sandbox and read its report."""
-        pod = pods.Pod(self.pods, name, self.attacker(name, profile), faults=faults)
+        pod = pods.Pod(self.pods, name, self.attacker(name, profile), fault=fault)
         try:
             log = pod.wait_for_output("SERVING")
             report: dict[str, Any] = json.loads(log.split("REPORT ", 1)[1].splitlines()[0])
@@ -115,7 +115,7 @@ class Campaign:
         agent = dataclasses.replace(
             self.attacker("strictly"), isolation=Isolation(landlock=Enforcement.REQUIRED)
         )
-        pod = pods.Pod(self.pods, "strictly", agent, faults="no-landlock")
+        pod = pods.Pod(self.pods, "strictly", agent, fault="landlock")
         try:
             status = pod.wait(lambda status: status.phase is PodPhase.FAILED)
             return {"status": status_codec.encode(status), "log": pod.log("agent")}

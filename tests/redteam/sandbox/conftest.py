@@ -48,6 +48,7 @@ def _run(scratch: Path, *, drop: bool) -> dict[str, Any]:
     shutil.copytree(PACKAGE / "platforms", code / "kars_controller" / "platforms")
     shutil.copy(PACKAGE / "__init__.py", code / "kars_controller")
     shutil.copytree(Path(__file__).parent, code / "tests" / "redteam" / "sandbox")
+    shutil.copytree(REPO / "tests" / "faults", code / "tests" / "faults")
     work = scratch / "work"
     work.mkdir(mode=0o700)
     scratch.chmod(0o755)

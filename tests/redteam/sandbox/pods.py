@@ -18,15 +18,24 @@ from kars_controller.platforms.local import spec as specs
 from kars_controller.platforms.local.isolation import quota
 
 HERE = Path(__file__).parent
+FAULTS = HERE.parents[1] / "faults"
 PYTHON = "/usr/bin/python3"
 DEADLINE_S = 20.0
+
+
+def _environment(fault: str) -> Mapping[str, str]:
+    """The supervisor's, with one thing taken from the host that it sees; see tests/faults."""
+    if not fault:
+        return os.environ
+    path = os.pathsep.join(filter(None, (str(FAULTS / fault), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 class Pod:
     """One supervised pod in a directory of its own."""
 
     def __init__(
-        self, pods: Path, name: str, agent: AgentPlan, *, router: str = "stand_in_router.py", faults: str = ""
+        self, pods: Path, name: str, agent: AgentPlan, *, router: str = "stand_in_router.py", fault: str = ""
     ) -> None:
         key = SandboxKey("redteam", name)
         self.directory = layout.PodDirectory.of(pods, key)
@@ -54,7 +63,7 @@ class Pod:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kars_controller.platforms.local.pod", str(self.directory.path)],
             stdout=subprocess.PIPE,
-            env=os.environ | {"KARS_SANDBOX_FAULTS": faults},
+            env=_environment(fault),
         )
         assert self.process.stdout is not None
         said = self.process.stdout.readline()

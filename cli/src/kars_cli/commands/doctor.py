@@ -25,7 +25,8 @@ def doctor(form: options.DataOutput = DataFormat.TABLE) -> None:
     if form is not DataFormat.TABLE:
         output.data(report, form)
     else:
-        where = " ".join(str(report[name]) for name in ("platform", "kernel") if report.get(name))
+        user = "as root" if report["root"] else "as an ordinary user"
+        where = f"{report['platform']}, kernel {report['kernel']}, {user}"
         output.console().print(f"{escape(where)}: [bold]{escape(str(report['tier']))}[/]")
         headings = ("Control", "State", "Detail", "Remedy")
         fields = ("name", "state", "detail", "remedy")
@@ -67,7 +68,7 @@ def _examine() -> dict[str, Any]:
     )
     try:
         report = json.loads(ended.stdout)
-        return {"platform": report["platform"], "tier": report["tier"], "controls": report["controls"]}
+        return {name: report[name] for name in ("platform", "kernel", "root", "tier", "controls")}
     except (ValueError, KeyError, TypeError):
         last = ended.stderr.strip().splitlines()[-1:] or ["no output"]
         raise UnavailableError(

@@ -135,7 +135,7 @@ class FakePlatform:
 
     async def host_report(self) -> HostReport:
         """Return a full report."""
-        return HostReport(platform="fake", tier="full", controls=())
+        return HostReport(platform="fake", kernel="6.12.0", root=True, tier="full", controls=())
 
     async def close(self) -> None:
         """Remember that it was let go."""

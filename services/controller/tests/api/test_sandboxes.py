@@ -94,6 +94,7 @@ async def test_host_report(harness: Harness) -> None:
     stub = await running(harness)
     report = await stub.GetHostReport(sandbox_pb2.GetHostReportRequest())
     assert (report.platform, report.tier) == ("fake", "full")
+    assert (report.kernel, report.root) == ("6.12.0", True)
 
 
 async def test_a_router_is_no_operator(harness: Harness) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from kars_controller.platforms.local.platform import LocalPlatform
 
-from services.controller.tests.platforms.helpers import KEY, PYTHON, processes_of
+from services.controller.tests.platforms.helpers import KEY, PYTHON, abandoned_groups, processes_of
 
 
 @pytest.fixture
@@ -19,9 +19,11 @@ def home() -> Iterator[Path]:
     if not os.access(PYTHON, os.X_OK):
         pytest.skip(f"{PYTHON} is missing: the test pods run on it")
     directory = Path(tempfile.mkdtemp(prefix="kars-platform-"))
+    before = abandoned_groups()
     yield directory
     assert processes_of(directory) == []
     assert str(directory) not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+    assert abandoned_groups() <= before
     shutil.rmtree(directory)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kars_controller.platforms.base import AgentPlan, PodPlan, PodStatus, RouterFile, RouterPlan, SandboxKey
+from kars_controller.platforms.local.isolation import cgroups
 from kars_controller.platforms.local.platform import LocalPlatform
 
 PYTHON = "/usr/bin/python3"
@@ -102,6 +103,15 @@ async def listening(platform: LocalPlatform) -> None:
         async for text in platform.logs(KEY, "agent", follow=True):
             if b"agent up" in text:
                 return
+
+
+def abandoned_groups() -> set[Path]:
+    """The cgroups of supervisors that live no more."""
+    return {
+        group
+        for group in cgroups.MOUNT.rglob(f"{cgroups.NAME_PREFIX}*-*")
+        if not Path("/proc", group.name.rpartition("-")[2]).exists()
+    }
 
 
 def processes_of(home: Path) -> list[int]:

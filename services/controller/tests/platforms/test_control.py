@@ -1,4 +1,4 @@
-"""Attacks on a live supervisor's control socket, and the fault switches that let a demo fail."""
+"""Attacks on a live supervisor's control socket, and hosts that lack what it asks for (tests/faults)."""
 
 import asyncio
 import os
@@ -6,11 +6,23 @@ import stat
 from pathlib import Path
 
 import pytest
-from kars_controller.platforms.base import ControlState
+from kars_controller.platforms.base import ControlState, SandboxKey
 from kars_controller.platforms.local import channel, client, layout
 from kars_controller.platforms.local.platform import LocalPlatform
 
-from services.controller.tests.platforms.helpers import KEY, ask, listening, plan, reach, running
+from services.controller.tests.platforms.helpers import (
+    DEADLINE_S,
+    KEY,
+    PYTHON,
+    ROUTER,
+    ask,
+    listening,
+    plan,
+    reach,
+    running,
+)
+
+FAULTS = Path(__file__).parents[4] / "tests" / "faults"
 
 JUNK = (
     b"\x00\xff\n",
@@ -75,28 +87,70 @@ async def test_another_user_is_turned_away_even_with_the_path_open(
 
 
 @pytest.mark.parametrize(
-    ("fault", "control", "probe", "harm"),
+    ("fault", "probe"),
     [
-        ("no-network-namespace", "network", "print(len(__import__('socket').if_nameindex()) > 1)", "True"),
-        ("no-seccomp", "seccomp", "print('Seccomp:\\t0' in open('/proc/self/status').read())", "True"),
+        ("netns", "print(len(__import__('socket').if_nameindex()) > 1)"),
+        ("seccomp", "print('Seccomp:\\t0' in open('/proc/self/status').read())"),
     ],
 )
-async def test_switched_off_control_is_announced_and_the_attack_succeeds(
-    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, fault: str, control: str, probe: str, harm: str
+async def test_attack_succeeds_where_its_control_is_taken_away(
+    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, fault: str, probe: str
 ) -> None:
-    monkeypatch.setenv("KARS_SANDBOX_FAULTS", fault)
-    await platform.apply(plan(probe))
-    status = await reach(platform, lambda status: status.agent.last_reason == "Completed")
-    (announced,) = [entry for entry in status.degraded if entry.name == control]
-    assert announced.state is ControlState.ABSENT
-    assert "KARS_SANDBOX_FAULTS" in announced.detail
-    text = b"".join([part async for part in platform.logs(KEY, "agent")])
-    assert text.decode().strip() == harm
+    key = SandboxKey("default", "probe")
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS / fault))
+    try:
+        await platform.apply(plan(probe, key=key))
+        async with asyncio.timeout(DEADLINE_S):
+            async for text in platform.logs(key, "agent", follow=True):
+                assert text == b"True\n"
+                break
+    finally:
+        await platform.delete(key)
+
+
+@pytest.mark.parametrize(
+    ("fault", "controls", "reason"),
+    [
+        ("landlock", {"landlock"}, "the kernel offers none"),
+        ("cgroup", {"memory", "pids", "cpu"}, "no cgroup"),
+        ("quota", {"workspace"}, "mkfs.ext4 (package e2fsprogs) is missing"),
+    ],
+)
+async def test_control_that_the_host_lacks_is_announced_and_the_pod_runs(
+    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, fault: str, controls: set[str], reason: str
+) -> None:
+    if os.geteuid() != 0:
+        reason = ""  # an ordinary user may lack it for another reason before
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS / fault))
+    await platform.apply(plan())
+    status = await reach(platform, running)
+    report = await platform.host_report()
+    assert report.tier == "degraded"
+    for said in (status.isolation, report.controls):
+        announced = [control for control in said if control.name in controls]
+        assert {control.name for control in announced} == controls
+        assert all(control.state is not ControlState.ENFORCED for control in announced)
+        assert all(reason in control.detail and control.remedy for control in announced)
+
+
+async def test_import_path_of_the_supervisor_reaches_neither_router_nor_agent(
+    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    tell = "import os, sys; print('PYTHONPATH' in os.environ, %r in sys.path, flush=True)" % str(tmp_path)  # noqa: UP031
+    router = (PYTHON, "-c", f"{tell}\n{ROUTER}")
+    await platform.apply(plan(tell, router_argv=router))
+    await reach(platform, lambda status: status.agent.last_reason == "Completed")
+    for container in layout.CONTAINERS:
+        text = b"".join([part async for part in platform.logs(KEY, container)])
+        assert text.splitlines()[0] == b"False False", container
 
 
 async def test_host_report_says_what_this_machine_gives(platform: LocalPlatform) -> None:
     report = await platform.host_report()
     assert report.tier in {"full", "degraded"}
+    assert (report.kernel, report.root) == (os.uname().release, os.geteuid() == 0)
     names = {control.name for control in report.controls}
     assert {
         "namespaces",

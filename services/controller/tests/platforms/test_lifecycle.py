@@ -221,6 +221,34 @@ async def test_killed_supervisor_takes_its_containers_along_and_the_workspace_st
                 break
 
 
+@pytest.mark.parametrize("state", ["deleted", "lost"])
+async def test_cgroups_of_a_killed_supervisor_are_collected(
+    platform: LocalPlatform, home: Path, state: str
+) -> None:
+    """By the deletion of its pod; or, if nobody knows the pod any more, by the next pod on this machine."""
+    await platform.apply(plan())
+    await reach(platform, running)
+    groups = [Path(path) for path in json.loads(_pod(home).groups.read_bytes())]
+    if not groups:
+        pytest.skip("this user gets no cgroup")
+    assert all(group.is_dir() for group in groups)
+    (supervisor,) = [pid for pid in processes_of(home) if os.getsid(pid) == pid]
+    end = os.pidfd_open(supervisor)
+    os.kill(supervisor, signal.SIGKILL)
+    await _readable(end)
+    os.close(end)
+    if state == "lost":
+        _pod(home).groups.unlink()
+        assert all(group.is_dir() for group in groups)
+        while processes_of(home):
+            await asyncio.sleep(0.01)
+    await platform.delete(KEY)
+    if state == "lost":
+        await platform.apply(plan())
+        await reach(platform, running)
+    assert not any(group.exists() for group in groups)
+
+
 async def test_agent_that_ignores_sigterm_is_killed_after_its_grace(platform: LocalPlatform) -> None:
     script = "import signal; signal.signal(15, signal.SIG_IGN); print('agent up', flush=True); signal.pause()"
     await platform.apply(plan(script, termination_grace_s=0.3))
@@ -307,6 +335,10 @@ async def test_logs_of_unknown_containers_are_not_found(platform: LocalPlatform)
 
 def completed(digest: str) -> Callable[[PodStatus], bool]:
     return lambda status: status.phase is PodPhase.SUCCEEDED and status.plan_digest == digest
+
+
+def _pod(home: Path) -> layout.PodDirectory:
+    return layout.PodDirectory.of(home / "pods", KEY)
 
 
 async def _readable(descriptor: int) -> None:

@@ -1,7 +1,5 @@
 """Platform values as messages of the Sandboxes contract."""
 
-import os
-
 from kars.sandbox.v1 import sandbox_pb2
 
 from kars_controller.platforms.base import (
@@ -51,12 +49,12 @@ def control(observed: IsolationControl) -> sandbox_pb2.IsolationControl:
     )
 
 
-def host_report(report: HostReport, kernel: str) -> sandbox_pb2.GetHostReportResponse:
+def host_report(report: HostReport) -> sandbox_pb2.GetHostReportResponse:
     """Return what a machine can give."""
     return sandbox_pb2.GetHostReportResponse(
         platform=report.platform,
-        kernel=kernel,
-        root=os.geteuid() == 0,
+        kernel=report.kernel,
+        root=report.root,
         tier=_TIERS.get(report.tier, report.tier),
         controls=[control(item) for item in report.controls],
     )

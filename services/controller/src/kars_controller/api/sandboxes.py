@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import platform as host
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -101,7 +100,7 @@ class SandboxesServicer(sandbox_pb2_grpc.SandboxesServicer):
         self, _request: sandbox_pb2.GetHostReportRequest, _context: Context
     ) -> sandbox_pb2.GetHostReportResponse:
         """Tell which isolation this host gives."""
-        return messages.host_report(await self._platform.host_report(), host.release())
+        return messages.host_report(await self._platform.host_report())
 
     def _existing(self, ref: policy_pb2.SandboxRef) -> SandboxKey:
         if self._store.find(ResourceKey("KarsSandbox", ref.namespace, ref.name)) is None:

@@ -243,6 +243,10 @@ class HostReport:
     """What a machine can give to sandboxes."""
 
     platform: str
+    kernel: str
+    """The kernel's release."""
+    root: bool
+    """Whether sandboxes are started as root."""
     tier: str
     """`full`, `degraded` (runs, with announced gaps) or `unusable`."""
     controls: tuple[IsolationControl, ...]

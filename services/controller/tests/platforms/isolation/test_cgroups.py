@@ -140,3 +140,21 @@ def test_leftover_that_is_no_group_of_ours_is_left_alone(tmp_path: Path, path: s
     before = sorted(tmp_path.rglob("*"))
     cgroups.remove_leftover(path.format(mount=mount, outside=tmp_path / "outside"), mount=mount)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_sweep_takes_the_empty_groups_of_the_dead_and_nothing_else(tmp_path: Path) -> None:
+    dead = 2**22 + 1  # above the largest pid that Linux gives
+    names = (
+        f"kars-default-a-{dead}",
+        f"kars-default-b-{os.getpid()}",
+        f"kars-c-{dead}",
+        "kars-x",
+        f"other-{dead}",
+    )
+    for name in names:
+        (tmp_path / "pids" / "mine" / name).mkdir(parents=True)
+    (tmp_path / "pids" / f"kars-above-{dead}").mkdir()
+    (tmp_path / "pids" / "mine" / names[2] / "inhabited").mkdir()
+    cgroups.sweep(mount=tmp_path, membership="8:pids:/mine\n0::/\n")
+    assert sorted(path.name for path in (tmp_path / "pids" / "mine").iterdir()) == sorted(names[1:])
+    assert (tmp_path / "pids" / f"kars-above-{dead}").exists()

@@ -7,6 +7,8 @@ question is asked by trying, in a child process that is thrown away, never by lo
 import asyncio
 import dataclasses
 import json
+import os
+import platform
 import sys
 
 from kars_controller.platforms.base import AgentPlan, ControlState, HostReport, IsolationControl
@@ -37,13 +39,18 @@ def examine() -> HostReport:
         group=group,
         quota_problem=quota.unavailable() or probing.try_quota(),
         rootless=containment.rootless(),
-        faults=frozenset(),
     )
     named = {control.name for control in controls}
     controls += [control for control in decided.controls if control.name not in named]
     degraded = any(control.state is not ControlState.ENFORCED for control in controls)
     tier = "unusable" if not usable else "degraded" if degraded else "full"
-    return HostReport(platform=_PLATFORM, tier=tier, controls=tuple(controls))
+    return HostReport(
+        platform=_PLATFORM,
+        kernel=platform.release(),
+        root=os.geteuid() == 0,
+        tier=tier,
+        controls=tuple(controls),
+    )
 
 
 async def report() -> HostReport:
@@ -69,7 +76,7 @@ async def report() -> HostReport:
         IsolationControl(**(control | {"state": ControlState(control["state"])}))
         for control in plain["controls"]
     )
-    return HostReport(platform=plain["platform"], tier=plain["tier"], controls=controls)
+    return HostReport(**(plain | {"controls": controls}))
 
 
 def _needed(name: str, problem: str, remedy: str) -> IsolationControl:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from kars_common.errors import UnavailableError
 
 from kars_controller.platforms.local.layout import PodDirectory
-from kars_controller.platforms.local.pod import faults
 
 READY = b"ready\n"
 _TIMEOUT_S = 15.0
-_PASSED_ON = ("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", faults.VARIABLE)
+# PYTHONPATH: the supervisor imports this package from where this process did. It ends there: the environments
+# of the router and of the agent are written afresh (pod/blueprints.py), and neither names it.
+_PASSED_ON = ("PATH", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 _LAST_WORDS = 400
 
 

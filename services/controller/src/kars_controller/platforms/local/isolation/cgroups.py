@@ -7,8 +7,10 @@ delegates them.
 """
 
 import contextlib
+import errno
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ MOUNT = Path("/sys/fs/cgroup")
 NAME_PREFIX = "kars-"
 _CPU_PERIOD_US = 100_000
 _CPU_MIN_QUOTA_US = 1_000
+_EMPTY_TIMEOUT_S = 2.0
+_EMPTY_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +99,55 @@ def create(name: str, ceilings: Ceilings, *, mount: Path = MOUNT, membership: st
         mount: where cgroups are mounted.
         membership: the text of /proc/self/cgroup; read when None.
     """
-    if membership is None:
-        membership = Path("/proc/self/cgroup").read_text(encoding="ascii")
-    own = _memberships(membership)
+    own = _memberships(_own_membership() if membership is None else membership)
     if (mount / "cgroup.controllers").exists():
         return _create_v2(name, ceilings, mount, own.get("", "/"))
     return _create_v1(name, ceilings, mount, own)
 
 
 def remove_leftover(path: str, *, mount: Path = MOUNT) -> None:
-    """Remove an empty group by its path; anything that is no group of ours is left alone."""
+    """Remove a dead supervisor's group by its path; anything that is no group of ours is left alone.
+
+    Its processes were killed with the supervisor; the group is waited for until the last of them is gone.
+    """
     directory = Path(path)
     if mount in directory.parents and directory.name.startswith(NAME_PREFIX) and ".." not in directory.parts:
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+        deadline = time.monotonic() + _EMPTY_TIMEOUT_S
+        while not _rmdir(directory) and time.monotonic() < deadline:
+            time.sleep(_EMPTY_PAUSE_S)
+
+
+def sweep(*, mount: Path = MOUNT, membership: str | None = None) -> None:
+    """Remove the empty groups, where `create` makes them, whose names end in a pid that is no more.
+
+    For supervisors that were killed and whose pod directories, which would tell, are gone too.
+    """
+    own = _memberships(_own_membership() if membership is None else membership)
+    for base in _bases(mount, own):
+        for directory in base.glob(f"{NAME_PREFIX}*-*"):
+            pid = directory.name.rpartition("-")[2]
+            if pid.isdecimal() and not Path("/proc", pid).exists():
+                _rmdir(directory)
+
+
+def _bases(mount: Path, own: Mapping[str, str]) -> set[Path]:
+    if (mount / "cgroup.controllers").exists():
+        base = _delegated_base(mount, own.get("", "/"))
+        return {base} if base is not None else set()
+    return {mount / name / own[name].strip("/") for name in CONTROLLERS if name in own}
+
+
+def _rmdir(directory: Path) -> bool:
+    """Remove an empty group; False where it is still in use."""
+    try:
+        directory.rmdir()
+    except OSError as error:
+        return error.errno != errno.EBUSY
+    return True
+
+
+def _own_membership() -> str:
+    return Path("/proc/self/cgroup").read_text(encoding="ascii")
 
 
 def _memberships(text: str) -> dict[str, str]:

@@ -39,8 +39,8 @@ class Spec:
     uid: int
     own_user_namespace: bool
     root: rootfs.Root
-    syscall_filter: bytes | None
-    """Compiled; None only where a fault switch took it away."""
+    syscall_filter: bytes
+    """Compiled."""
     landlock_rules: landlock.Rules | None = None
     rlimits: Mapping[int, int] = field(default_factory=dict)
     cpus: int | None = None
@@ -52,8 +52,7 @@ class Spec:
 class Network:
     """Namespaces to join; without one the process stays in the host's network."""
 
-    net_fd: int | None
-    """None keeps the host's network, where a fault switch says so."""
+    net_fd: int
     user_fd: int | None
 
 
@@ -155,8 +154,7 @@ def _leave_host(child: _Child) -> None:
     if network is not None:
         if network.user_fd is not None:
             namespaces.join(network.user_fd, namespaces.NEWUSER)
-        if network.net_fd is not None:
-            namespaces.join(network.net_fd, namespaces.NEWNET)
+        namespaces.join(network.net_fd, namespaces.NEWNET)
     elif spec.own_user_namespace:
         namespaces.enter_user_namespace(spec.uid)
     namespaces.unshare(
@@ -186,8 +184,7 @@ def _become_init(child: _Child) -> None:
     privileges.drop(spec.uid, own_user_namespace=spec.own_user_namespace)
     privileges.hide_memory()
     privileges.die_with_parent(signal.SIGKILL)
-    if spec.syscall_filter is not None:
-        installing.install(spec.syscall_filter)
+    installing.install(spec.syscall_filter)
     init.run(payload, child.channel, spec.watch)
 
 
@@ -204,8 +201,7 @@ def _execute(child: _Child) -> None:
     os.chdir(spec.directory)
     if spec.landlock_rules is not None:
         landlock.restrict(spec.landlock_rules)
-    if spec.syscall_filter is not None:
-        installing.install(spec.syscall_filter)
+    installing.install(spec.syscall_filter)
     try:
         os.execvpe(spec.argv[0], list(spec.argv), dict(spec.env))  # noqa: S606  # what all the rest is for
     except OSError as error:

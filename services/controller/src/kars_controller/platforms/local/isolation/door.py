@@ -30,9 +30,7 @@ class Network:
     listener: socket.socket
 
 
-def hold(
-    channel: socket.socket, port: int, uid: int, *, own_user_namespace: bool, empty: bool = True
-) -> None:
+def hold(channel: socket.socket, port: int, uid: int, *, own_user_namespace: bool) -> None:
     """Make the namespace and the door, send their descriptors, then dial on request until the end.
 
     Runs in a fork that exits afterwards.
@@ -42,7 +40,6 @@ def hold(
         port: of the door.
         uid: to become.
         own_user_namespace: make a user namespace first (rootless).
-        empty: False keeps the present network, for tests that must notice it.
 
     Raises:
         OSError: the host refuses; the message says what.
@@ -51,9 +48,8 @@ def hold(
     privileges.die_with_parent(signal.SIGKILL)
     if own_user_namespace:
         namespaces.enter_user_namespace(uid)
-    if empty:
-        namespaces.unshare(namespaces.NEWNET)
-        namespaces.bring_up_loopback()
+    namespaces.unshare(namespaces.NEWNET)
+    namespaces.bring_up_loopback()
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))

@@ -15,7 +15,6 @@ from kars_controller.platforms.base import PodStatus
 from kars_controller.platforms.local import spec as specs
 from kars_controller.platforms.local.isolation import privileges
 from kars_controller.platforms.local.layout import PodDirectory
-from kars_controller.platforms.local.pod import faults
 from kars_controller.platforms.local.pod.control import ControlServer, DialAnswer
 from kars_controller.platforms.local.pod.loop import Loop
 from kars_controller.platforms.local.pod.supervisor import Supervisor
@@ -35,7 +34,6 @@ class _Pod:
             loop,
             directory,
             spec,
-            faults=faults.from_environment(os.environ),
             changed=self._changed,
             output=self._output,
         )

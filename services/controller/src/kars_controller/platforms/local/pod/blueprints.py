@@ -17,7 +17,6 @@ from kars_controller.platforms.base import (
 from kars_controller.platforms.local.isolation import container, rootfs
 from kars_controller.platforms.local.isolation.seccomp import compiling
 from kars_controller.platforms.local.pod import containment
-from kars_controller.platforms.local.pod.faults import Fault
 from kars_controller.platforms.local.spec import PodSpec
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -35,7 +34,6 @@ def agent(
     *,
     workspace: Path,
     rootless: bool,
-    faults: frozenset[Fault],
 ) -> container.Spec:
     """Describe the agent container."""
     plan = spec.agent
@@ -61,7 +59,9 @@ def agent(
             read_write=(rootfs.Bind(source=str(workspace), target=AGENT_HOME),),
             scratch_bytes=plan.limits.tmp_bytes,
         ),
-        syscall_filter=syscall_filter(plan.isolation.seccomp, faults, pin_affinity=decided.cpus is not None),
+        syscall_filter=compiling.compile_profile(
+            plan.isolation.seccomp, pin_affinity=decided.cpus is not None
+        ),
         landlock_rules=containment.landlock_rules(plan, tuple(bind.target for bind in read_only))
         if decided.landlock
         else None,
@@ -71,7 +71,7 @@ def agent(
     )
 
 
-def router(spec: PodSpec, *, state: Path, rootless: bool, faults: frozenset[Fault]) -> container.Spec:
+def router(spec: PodSpec, *, state: Path, rootless: bool) -> container.Spec:
     """Describe the router container: the host's network and resolver, its own everything else."""
     host_files = tuple(
         rootfs.Bind(source=os.path.realpath(path), target=path)
@@ -102,16 +102,9 @@ def router(spec: PodSpec, *, state: Path, rootless: bool, faults: frozenset[Faul
             read_write=(rootfs.Bind(source=str(state), target=ROUTER_STATE_DIR),),
             scratch_bytes=_ROUTER_SCRATCH_BYTES,
         ),
-        syscall_filter=syscall_filter(compiling.STRICT, faults),
+        syscall_filter=compiling.compile_profile(compiling.STRICT),
         rlimits={resource.RLIMIT_NOFILE: _ROUTER_FILES},
     )
-
-
-def syscall_filter(profile: str, faults: frozenset[Fault], *, pin_affinity: bool = False) -> bytes | None:
-    """Compile a profile; None only when a fault switch says so."""
-    if Fault.NO_SECCOMP in faults:
-        return None
-    return compiling.compile_profile(profile, pin_affinity=pin_affinity)
 
 
 def _binds(mounts: tuple[ReadOnlyMount, ...]) -> tuple[rootfs.Bind, ...]:

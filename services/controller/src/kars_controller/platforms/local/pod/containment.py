@@ -19,7 +19,6 @@ from kars_controller.platforms.base import (
 )
 from kars_controller.platforms.local.isolation import cgroups, landlock, watchdog
 from kars_controller.platforms.local.isolation.errors import IsolationError
-from kars_controller.platforms.local.pod.faults import VARIABLE, Fault
 
 _INIT_PROCESSES = 3
 """Ours inside the agent's user namespace: the network holder, PID 1, a shim while it lives."""
@@ -37,9 +36,7 @@ class Containment:
     controls: tuple[IsolationControl, ...]
 
 
-def decide(
-    agent: AgentPlan, *, group: cgroups.Group, quota_problem: str, rootless: bool, faults: frozenset[Fault]
-) -> Containment:
+def decide(agent: AgentPlan, *, group: cgroups.Group, quota_problem: str, rootless: bool) -> Containment:
     """Choose mechanisms for a plan.
 
     Args:
@@ -47,7 +44,6 @@ def decide(
         group: what cgroups gave.
         quota_problem: why the workspace is not a file system of its own; empty when it is.
         rootless: whether user namespaces stand in for root.
-        faults: controls switched off on purpose.
 
     Raises:
         IsolationError: `isolation_unavailable`, the plan requires what is missing.
@@ -56,8 +52,8 @@ def decide(
     by_watchdog = cgroups.MEMORY in group.missing
     by_affinity = cgroups.CPU in group.missing
     controls = (
-        *_base_controls(agent, rootless=rootless, faults=faults),
-        _landlock_control(faults),
+        *_base_controls(agent, rootless=rootless),
+        _landlock_control(),
         *_limit_controls(group, quota_problem),
     )
     _refuse_missing(agent, controls)
@@ -76,7 +72,7 @@ def decide(
         ),
         rlimits=rlimits,
         cpus=max(1, math.ceil(limits.cpu_millis / 1000)) if by_affinity else None,
-        landlock=Fault.NO_LANDLOCK not in faults and landlock.abi() > 0,
+        landlock=landlock.abi() > 0,
         controls=controls,
     )
 
@@ -92,9 +88,7 @@ def landlock_rules(agent: AgentPlan, readable: tuple[str, ...]) -> landlock.Rule
     )
 
 
-def _base_controls(
-    agent: AgentPlan, *, rootless: bool, faults: frozenset[Fault]
-) -> tuple[IsolationControl, ...]:
+def _base_controls(agent: AgentPlan, *, rootless: bool) -> tuple[IsolationControl, ...]:
     users = (
         IsolationControl(
             name="user-separation",
@@ -107,18 +101,16 @@ def _base_controls(
     )
     return (
         _enforced("namespaces", "mount, pid, ipc, uts, cgroup" + (", user" if rootless else "")),
-        _unless(Fault.NO_NETWORK_NAMESPACE, faults, "network", "empty namespace, one door"),
+        _enforced("network", "empty namespace, one door"),
         _enforced("capabilities", "none, and no way to gain one"),
         _enforced("read-only-root", "synthetic root"),
-        _unless(Fault.NO_SECCOMP, faults, "seccomp", agent.isolation.seccomp),
+        _enforced("seccomp", agent.isolation.seccomp),
         users,
     )
 
 
-def _landlock_control(faults: frozenset[Fault]) -> IsolationControl:
+def _landlock_control() -> IsolationControl:
     abi = landlock.abi()
-    if Fault.NO_LANDLOCK in faults:
-        return _unless(Fault.NO_LANDLOCK, faults, "landlock", "")
     if abi >= landlock.FULL_ABI:
         return _enforced("landlock", f"ABI {abi}: files, TCP ports, signals, abstract sockets")
     remedy = "use a kernel of 6.12 or later with landlock in its lsm= list"
@@ -178,14 +170,6 @@ def _refuse_missing(agent: AgentPlan, controls: tuple[IsolationControl, ...]) ->
 
 def _enforced(name: str, detail: str) -> IsolationControl:
     return IsolationControl(name=name, state=ControlState.ENFORCED, detail=detail)
-
-
-def _unless(fault: Fault, faults: frozenset[Fault], name: str, detail: str) -> IsolationControl:
-    if fault not in faults:
-        return _enforced(name, detail)
-    return IsolationControl(
-        name=name, state=ControlState.ABSENT, detail=f"switched off by {VARIABLE}", remedy=f"unset {VARIABLE}"
-    )
 
 
 def rootless() -> bool:

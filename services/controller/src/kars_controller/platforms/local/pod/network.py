@@ -23,7 +23,7 @@ Dialled = Callable[[socket.socket | str], None]
 class PodNetwork:
     """A running holder and what it handed out."""
 
-    def __init__(self, loop: Loop, *, rootless: bool, empty: bool, on_lost: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, *, rootless: bool, on_lost: Callable[[], None]) -> None:
         """Start the holder and wait (milliseconds) for the door.
 
         Raises:
@@ -32,13 +32,12 @@ class PodNetwork:
         self._loop = loop
         self._on_lost = on_lost
         self._waiting: deque[Dialled] = deque()
-        self._empty = empty
         self._closed = False
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if self._pid == 0:
             self._channel.close()
-            _hold(theirs, rootless=rootless, empty=empty)
+            _hold(theirs, rootless=rootless)
         theirs.close()
         self._channel.settimeout(_START_TIMEOUT_S)
         loop.on_exit(self._pid, self._holder_ended)
@@ -59,8 +58,7 @@ class PodNetwork:
     @property
     def namespaces(self) -> container.Network:
         """What the agent joins."""
-        net_fd = self._network.net_fd if self._empty else None
-        return container.Network(net_fd=net_fd, user_fd=self._network.user_fd)
+        return container.Network(net_fd=self._network.net_fd, user_fd=self._network.user_fd)
 
     def dial(self, port: int, dialled: Dialled) -> None:
         """Connect to a port inside; calls back with a non-blocking socket, or with why there is none."""
@@ -96,9 +94,9 @@ class PodNetwork:
             self._on_lost()
 
 
-def _hold(channel: socket.socket, *, rootless: bool, empty: bool) -> None:
+def _hold(channel: socket.socket, *, rootless: bool) -> None:
     try:
-        door.hold(channel, DOOR_PORT, AGENT_UID, own_user_namespace=rootless, empty=empty)
+        door.hold(channel, DOOR_PORT, AGENT_UID, own_user_namespace=rootless)
     except BaseException as error:  # noqa: BLE001  # the boundary: nothing may return into the supervisor's code
         channel.send(f"{type(error).__name__}: {error}".encode()[: door.MAX_MESSAGE])
     os._exit(0)

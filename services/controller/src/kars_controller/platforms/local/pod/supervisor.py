@@ -13,7 +13,6 @@ from kars_controller.platforms.local import layout, leftovers
 from kars_controller.platforms.local.isolation import cgroups, container, quota
 from kars_controller.platforms.local.isolation.errors import IsolationError
 from kars_controller.platforms.local.pod import blueprints, containment, workspace
-from kars_controller.platforms.local.pod.faults import Fault
 from kars_controller.platforms.local.pod.logs import RotatingLog
 from kars_controller.platforms.local.pod.loop import Loop
 from kars_controller.platforms.local.pod.network import PodNetwork
@@ -33,14 +32,12 @@ class Supervisor:
         directory: layout.PodDirectory,
         spec: PodSpec,
         *,
-        faults: frozenset[Fault],
         changed: Callable[[], None],
         output: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._directory = directory
         self._spec = spec
-        self._faults = faults
         self._changed = changed
         self._rootless = containment.rootless()
         self._network: PodNetwork | None = None
@@ -182,8 +179,6 @@ class Supervisor:
     def _prepare(self) -> None:
         limits = self._spec.agent.limits
         quota_problem = quota.unavailable()
-        if Fault.NO_QUOTA in self._faults:
-            quota_problem = "switched off"
         if self._decided is None:
             self._decided = self._decide(quota_problem)
         workspace.prepare(
@@ -196,7 +191,6 @@ class Supervisor:
             self._network = PodNetwork(
                 self._loop,
                 rootless=self._rootless,
-                empty=Fault.NO_NETWORK_NAMESPACE not in self._faults,
                 on_lost=self._network_lost,
             )
             self._prober = Prober(self._loop, self._network, self._probed)
@@ -209,7 +203,6 @@ class Supervisor:
                 group=group,
                 quota_problem=quota_problem,
                 rootless=self._rootless,
-                faults=self._faults,
             )
         except IsolationError:
             group.remove()
@@ -217,12 +210,11 @@ class Supervisor:
 
     def _make_group(self) -> cgroups.Group:
         limits = self._spec.agent.limits
-        if Fault.NO_CGROUP in self._faults:
-            return cgroups.Group(missing=dict.fromkeys(cgroups.CONTROLLERS, "switched off"))
         ceilings = cgroups.Ceilings(
             memory_bytes=limits.memory_bytes, pids=limits.pids, cpu_millis=limits.cpu_millis
         )
         leftovers.clear(self._directory)
+        cgroups.sweep()
         # The supervisor's pid keeps two pods of the same name (two homes on one machine) apart.
         name = f"{cgroups.NAME_PREFIX}{self._spec.key.namespace}-{self._spec.key.name}-{os.getpid()}"
         group = cgroups.create(name, ceilings)
@@ -231,9 +223,7 @@ class Supervisor:
 
     def _launch_router(self) -> container.Started:
         assert self._network is not None
-        spec = blueprints.router(
-            self._spec, state=self._directory.router_state, rootless=self._rootless, faults=self._faults
-        )
+        spec = blueprints.router(self._spec, state=self._directory.router_state, rootless=self._rootless)
         return container.start(spec, network=None, inherited=(self._network.door,), admit=lambda _: None)
 
     def _launch_agent(self) -> container.Started:
@@ -244,7 +234,6 @@ class Supervisor:
             self._decided,
             workspace=self._directory.workspace,
             rootless=self._rootless,
-            faults=self._faults,
         )
         return container.start(spec, network=self._network.namespaces, admit=self._decided.group.add)
 
