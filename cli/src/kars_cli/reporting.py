@@ -30,9 +30,13 @@ _NEXT = {
 }
 
 
+CHAT_NOT_SERVED = ("port_refused", "port_closed")
+"""Reasons with which the platform says that nothing listens on a sandbox's port."""
+
+
 def exit_code(error: KarsError) -> Exit:
     """Return the exit code that stands for an error."""
-    if error.reason in ("port_refused", "port_closed"):
+    if error.reason in CHAT_NOT_SERVED:
         return Exit.REFUSED
     if isinstance(error, UnavailableError | DeadlineExceededError):
         return Exit.UNREACHABLE

@@ -1,13 +1,17 @@
 """`kars connect`: talk with an agent, from a terminal, a pipe, or with one message."""
 
+import asyncio
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 from kars.policy.v1 import policy_pb2
+from kars_common.errors import KarsError
+from kars_common.rpc import mapped_errors
 from rich.markup import escape
 
 from kars_cli import options, output, reporting
@@ -31,24 +35,26 @@ def connect(
     ] = None,
     session: Annotated[str, typer.Option("--session", help="Name of a conversation to go on with.")] = "",
     port: Annotated[int, typer.Option("--port", help="Port in the sandbox; 0: chat.", min=0, max=65535)] = 0,
+    wait_s: Annotated[
+        float, typer.Option("--timeout", help="Seconds to wait for the agent to serve chat.", min=0)
+    ] = 20,
     form: Annotated[ChatFormat, typer.Option("--output", "-o", help="How to print.")] = ChatFormat.TEXT,
 ) -> None:
     """Chat with an agent. Reads lines from standard input unless --message is given."""
     sandbox = policy_pb2.SandboxRef(namespace=namespace, name=name)
-    if not _connect(sandbox, message or [], session, port, form):
+    if not _connect(sandbox, message or [], session, port, form, wait_s):
         raise typer.Exit(Exit.REFUSED)
 
 
 @command
 async def _connect(
-    sandbox: policy_pb2.SandboxRef, messages: list[str], name: str, port: int, form: ChatFormat
+    sandbox: policy_pb2.SandboxRef, messages: list[str], name: str, port: int, form: ChatFormat, wait_s: float
 ) -> bool:
     """Return whether every turn was completed."""
     complete = True
     async with Session.open() as session:
-        client = ChatClient(session, sandbox, port)
+        client = await _opened(session, sandbox, port, wait_s)
         try:
-            await client.open()
             if not messages and reporting.interactive():
                 agent, runtime = client.hello.get("agent"), client.hello.get("runtime")
                 output.console().print(f"[dim]{escape(f'{agent} ({runtime})')}; end with Ctrl-D[/]")
@@ -57,6 +63,23 @@ async def _connect(
         finally:
             await client.close()
     return complete
+
+
+async def _opened(session: Session, sandbox: policy_pb2.SandboxRef, port: int, wait_s: float) -> ChatClient:
+    """Return an open conversation; an agent that has just started may still be loading its framework."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        client = ChatClient(session, sandbox, port)
+        try:
+            with mapped_errors():
+                await client.open()
+        except KarsError as exc:
+            await client.close()
+            if exc.reason not in reporting.CHAT_NOT_SERVED or time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(0.25)
+        else:
+            return client
 
 
 async def _lines(messages: list[str]) -> AsyncIterator[str]:
