@@ -1,7 +1,18 @@
 """Read a request's body within its limit and check what it claims to be."""
 
 from kars_router.api.wire import Receive, Scope, bad_request
-from kars_router.pipeline.verdicts import Deny
+from kars_router.limits.room import Lease, NoRoomError
+from kars_router.pipeline.verdicts import Decision, Deny
+
+_NO_ROOM = Deny(
+    status=503,
+    error_type="rate_limit_error",
+    code="too_many_bytes_in_flight",
+    message="the requests of this sandbox that are in flight are too large together",
+    decision=Decision.RATE_LIMITED,
+    retry_after_s=1.0,
+    gate="door",
+)
 
 
 class BodyError(Exception):
@@ -16,27 +27,37 @@ class DisconnectedError(Exception):
     """The caller hung up before its request was complete."""
 
 
-async def read_json_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_json_body(scope: Scope, receive: Receive, max_bytes: int, lease: Lease) -> bytes:
     """Return the body of a JSON request.
 
     Slow senders are the protocol's business (`protocol.DoorProtocol`).
 
     Raises:
-        BodyError: wrong media type, an encoding, or more than `max_bytes`.
+        BodyError: wrong media type, an encoding, more than `max_bytes`, or more than the door has room for.
         DisconnectedError: the caller hung up.
     """
     _check_head(scope, max_bytes)
+    try:
+        return await _read(receive, max_bytes, lease)
+    except NoRoomError:
+        raise BodyError(_NO_ROOM) from None
+
+
+async def _read(receive: Receive, max_bytes: int, lease: Lease) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         first: bytes = message.get("body", b"")
         if len(first) > max_bytes:
             raise BodyError(_too_large(max_bytes))
+        lease.grow(len(first))
         return first
     body = bytearray()
     while True:
         if message["type"] != "http.request":
             raise DisconnectedError
-        body += message.get("body", b"")
+        piece: bytes = message.get("body", b"")
+        lease.grow(len(piece))
+        body += piece
         if len(body) > max_bytes:
             raise BodyError(_too_large(max_bytes))
         if not message.get("more_body"):

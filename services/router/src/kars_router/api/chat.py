@@ -9,6 +9,7 @@ from kars_router.api import strict_json, wire
 from kars_router.api.body import BodyError, read_json_body
 from kars_router.inference import sse
 from kars_router.inference.request import BadRequestError, parse_chat
+from kars_router.limits.room import Lease
 from kars_router.pipeline.call import CallerGoneError, InferenceCall
 from kars_router.pipeline.door import Door
 from kars_router.pipeline.path import Path
@@ -110,9 +111,15 @@ class ChatEndpoint:
         Raises:
             DisconnectedError: the caller hung up before its request was complete.
         """
+        with self._door.room.lease() as lease:
+            return await self._answer(scope, receive, send, trace, lease)
+
+    async def _answer(
+        self, scope: wire.Scope, receive: wire.Receive, send: wire.Send, trace: str, lease: Lease
+    ) -> Deny | None:
         headers: wire.Headers = [(wire.TRACE_HEADER, trace.encode())]
         try:
-            raw = await read_json_body(scope, receive, self._door.defaults.max_request_bytes)
+            raw = await read_json_body(scope, receive, self._door.defaults.max_request_bytes, lease)
             request = parse_chat(strict_json.parse_object(raw), len(raw))
         except BodyError as exc:
             await wire.refuse(send, exc.denial, [*headers, (b"connection", b"close")])

@@ -13,6 +13,7 @@ import orjson
 from kars_router.api import strict_json, wire
 from kars_router.api.body import BodyError, read_json_body
 from kars_router.api.chat import HttpRelease
+from kars_router.limits.room import Lease
 from kars_router.pipeline.call import CallerGoneError, ToolCall
 from kars_router.pipeline.door import Door
 from kars_router.pipeline.path import Path
@@ -34,9 +35,15 @@ class EvaluateEndpoint:
         self, scope: wire.Scope, receive: wire.Receive, send: wire.Send, trace: str
     ) -> Deny | None:
         """Serve one question; see `ChatEndpoint`."""
+        with self._door.room.lease() as lease:
+            return await self._serve(scope, receive, send, trace, lease)
+
+    async def _serve(
+        self, scope: wire.Scope, receive: wire.Receive, send: wire.Send, trace: str, lease: Lease
+    ) -> Deny | None:
         headers: wire.Headers = [(wire.TRACE_HEADER, trace.encode())]
         try:
-            document = strict_json.parse_object(await read_json_body(scope, receive, MAX_BODY_BYTES))
+            document = strict_json.parse_object(await read_json_body(scope, receive, MAX_BODY_BYTES, lease))
             action, context = _question(document)
         except BodyError as exc:
             await wire.refuse(send, exc.denial, headers)

@@ -15,6 +15,7 @@ from kars_router.api.wire import error_body
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 * 1024
+MAX_CONNECTIONS = 1024
 
 _MESSAGES = {
     "malformed_request": (400, "the request is not well-formed HTTP/1.1"),
@@ -51,6 +52,9 @@ class DoorProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.close()  # each costs memory outside of every other limit
+            return
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

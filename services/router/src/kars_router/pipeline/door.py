@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from kars_router.budget.ledger import Ledger
 from kars_router.governance.rates import RateState
 from kars_router.limits.bucket import TokenBucket
+from kars_router.limits.room import ByteRoom
 from kars_router.limits.slots import Slots
 from kars_router.pipeline.policy import CompiledPolicy
 
@@ -23,6 +24,7 @@ class DoorDefaults:
     queue_limit: int = 256
     queue_wait_s: float = 10.0
     max_request_bytes: int = 16 * 1024 * 1024
+    max_buffered_bytes: int = 64 * 1024 * 1024
     max_response_bytes: int = 16 * 1024 * 1024
 
 
@@ -38,11 +40,13 @@ class Door:
     policy: CompiledPolicy | None = None
     bucket: TokenBucket = field(init=False)
     slots: Slots = field(init=False)
+    room: ByteRoom = field(init=False)
     sandbox: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.sandbox = f"{self.namespace}/{self.name}"
         self.bucket = TokenBucket(self.defaults.requests_per_second, self.defaults.burst)
+        self.room = ByteRoom(self.defaults.max_buffered_bytes)
         self.slots = Slots(
             self.defaults.max_concurrent, self.defaults.queue_limit, self.defaults.queue_wait_s
         )
