@@ -37,7 +37,7 @@ def run(names: Sequence[str], count: int) -> None:
     chosen = [subject for subject in _ALL if subject.name in names]
     for name, install in (("envoy", environments.ensure_envoy), ("litellm", environments.ensure_peer)):
         if name in names:  # now, while there is a network
-            console.print(f"installed: {install().parent.parent.relative_to(environments.ROOT)}")
+            console.print(f"installed: {install().relative_to(environments.ROOT)}")
     offline = isolation.leave_the_network()
     cores = isolation.cores()
     console.print(cores.describe())

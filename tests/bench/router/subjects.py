@@ -75,7 +75,7 @@ class Envoy:
         bootstrap = site.folder / "envoy.json"
         bootstrap.write_text(json.dumps(_envoy_bootstrap(port, site.upstream_port), indent=1))
         command: list[str | Path] = [
-            environments.ensure_envoy(), "-c", bootstrap, "--concurrency", "1",
+            environments.ensure_envoy() / "bin" / "envoy", "-c", bootstrap, "--concurrency", "1",
             "--disable-hot-restart", "-l", "warning",
         ]  # fmt: skip
         log = site.folder / "log"
@@ -94,7 +94,7 @@ class LiteLLM:
         config = site.folder / "litellm.json"  # JSON is YAML
         config.write_text(json.dumps(_litellm_config(site.upstream_port), indent=1))
         command: list[str | Path] = [
-            environments.ensure_peer() / "litellm", "--config", config, "--host", "127.0.0.1",
+            environments.ensure_peer() / "bin" / "litellm", "--config", config, "--host", "127.0.0.1",
             "--port", str(port), "--num_workers", "1", "--telemetry", "False",
         ]  # fmt: skip
         env = {
