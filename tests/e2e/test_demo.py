@@ -1,11 +1,10 @@
 """`make demo` from outside: passes for this user and for an ordinary one, fails when a control is gone."""
 
 import os
-import pwd
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,19 +17,14 @@ DEMO_S = 240
 pytestmark = [pytest.mark.timeout(DEMO_S + 60)]
 
 
-def run_demo(
-    *arguments: str, uid: int | None = None, home: Path | None = None
-) -> "subprocess.CompletedProcess[str]":
+def run_demo(folder: Path, *arguments: str, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run the demo with a folder for everything that it writes."""
     keep = ("PATH", "LANG", "VIRTUAL_ENV")
-    environ = {name: os.environ[name] for name in keep if name in os.environ} | {
-        "HOME": str(home or Path.home())
-    }
-    if home is not None:
-        environ["TMPDIR"] = str(home)
+    environ = {name: os.environ[name] for name in keep if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "examples.demo", *arguments],
         cwd=ROOT,
-        env=environ,
+        env=environ | {"HOME": str(folder), "TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -40,6 +34,10 @@ def run_demo(
         group=uid,
         extra_groups=[] if uid is not None else None,
     )
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return processes_mentioning(str(folder)) == [] and list(folder.glob("kars-demo-*")) == []
 
 
 def processes_mentioning(text: str) -> list[str]:
@@ -60,28 +58,27 @@ def readable_by_others(path: Path) -> bool:
 
 
 @pytest.fixture
-def ordinary_home() -> Iterator[Path]:
-    """A home of an ordinary user's own, outside pytest's 0700 folders."""
+def folder() -> Iterator[Path]:
+    """A folder that other users may pass through, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="kars-e2e-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def ordinary_folder(folder: Path) -> Path:
+    """The same, owned by a user without any rights."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
-    try:
-        pwd.getpwuid(ORDINARY_UID)
-    except KeyError:
-        pass
-    else:
-        pytest.skip(f"uid {ORDINARY_UID} belongs to somebody")
     for needed in (ROOT, Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve()):
         if not readable_by_others(needed):
             pytest.skip(f"an ordinary user cannot reach {needed}")
-    home = Path("/var/tmp") / f"kars-e2e-{os.getpid()}"
-    home.mkdir(mode=0o700)
-    os.chown(home, ORDINARY_UID, ORDINARY_UID)
-    yield home
-    shutil.rmtree(home, ignore_errors=True)
+    os.chown(folder, ORDINARY_UID, ORDINARY_UID)
+    return folder
 
 
-def test_demo_proves_every_control_and_leaves_no_process() -> None:
-    ended = run_demo()
+def test_demo_proves_every_control_and_leaves_nothing(folder: Path) -> None:
+    ended = run_demo(folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.startswith("model: an embedded deterministic server")
     for control in (
@@ -89,27 +86,26 @@ def test_demo_proves_every_control_and_leaves_no_process() -> None:
         *("approval", "budget", "audit", "last known policy"),
     ):
         assert re.search(rf"· {control}: held", ended.stdout), control
-    assert processes_mentioning("kars-demo-") == []
+    assert nothing_is_left(folder)
 
 
 @pytest.mark.root
-def test_demo_proves_every_control_for_an_ordinary_user(ordinary_home: Path) -> None:
-    ended = run_demo(uid=ORDINARY_UID, home=ordinary_home)
+def test_demo_proves_every_control_for_an_ordinary_user(ordinary_folder: Path) -> None:
+    ended = run_demo(ordinary_folder, uid=ORDINARY_UID)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "every control held" in ended.stdout
-    assert processes_mentioning(str(ordinary_home)) == []
-    assert list(ordinary_home.glob("kars-demo-*")) == []
+    assert nothing_is_left(ordinary_folder)
 
 
 @pytest.mark.parametrize(
     ("fault", "control"), [("netns", "no network"), ("seccomp", "kernel surface"), ("audit", "audit")]
 )
-def test_demo_fails_aloud_when_a_control_is_taken_away(fault: str, control: str) -> None:
-    ended = run_demo("--fault", fault)
+def test_demo_fails_aloud_when_a_control_is_taken_away(folder: Path, fault: str, control: str) -> None:
+    ended = run_demo(folder, "--fault", fault)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert f"· {control}: FAILED" in ended.stdout
     assert f"FAILED: {control}" in ended.stdout or f", {control}" in ended.stdout.splitlines()[-1]
-    assert processes_mentioning("kars-demo-") == []
+    assert nothing_is_left(folder)
 
 
 def test_product_knows_no_fault_of_the_demo() -> None:
