@@ -81,20 +81,9 @@ def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
     with ended(Platform(scratch / "home", python_path)) as platform, listeners() as (tcp, udp):
         step("starting the local platform")
         platform.kars(
-            *(
-                "dev",
-                "--detach",
-                "--provider",
-                f"openai={model.url}",
-                "--provider",
-                "canary=http://127.0.0.1:9/v1",
-            ),
-            *(
-                "--provider-key-file",
-                f"openai={model.key_file}",
-                "--provider-key-file",
-                f"canary={canary_file}",
-            ),
+            *("dev", "--detach"),
+            *("--provider", f"openai={model.url}", "--provider-key-file", f"openai={model.key_file}"),
+            *("--provider", "canary=http://127.0.0.1:9/v1", "--provider-key-file", f"canary={canary_file}"),
         )
         agent, tool_policy = apply_quickstart(platform, model, scratch)
         step(f"the agent works on its task in sandbox default/{agent}")
@@ -104,10 +93,24 @@ def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
             lambda: any(_published(line) for line in platform.agent_lines(agent)),
             deadline_s=60,
         )
+        show_work(platform, agent)
         step("the attacker starts in a sandbox of its own")
         targets = {"tcp_port": tcp.getsockname()[1], "udp_port": udp.getsockname()[1]}
         apply_probe(platform, model, tool_policy, targets, scratch)
         return attack(platform, agent, Probe(platform), udp, canary, granted=granted, scratch=scratch)
+
+
+def show_work(platform: Platform, agent: str) -> None:
+    """Print which tools the agent has called and the beginning of the report that it wrote."""
+    events = [json.loads(line) for line in platform.agent_lines(agent) if line.startswith("{")]
+    tools = [str(event["tool"]) for event in events if event.get("event") == "tool_result"]
+    step(f"the agent has called {', '.join(tools)}")
+    for report in sorted((platform.pod(agent) / "workspace" / "reports").glob("*.md")):
+        if report.is_symlink():  # the agent's files are not to be trusted
+            continue
+        lines = [line for line in report.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for line in lines[:6]:
+            console.print(f"    {line}", style="cyan", markup=False)
 
 
 def _published(line: str) -> bool:
