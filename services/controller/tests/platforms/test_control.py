@@ -1,4 +1,4 @@
-"""Attacks on a live supervisor's control socket, and hosts that lack what it asks for (tests/faults)."""
+"""Attacks on a live supervisor's control socket, and hosts that lack what it asks for."""
 
 import asyncio
 import os
