@@ -58,10 +58,15 @@ def console() -> Console:
 def data(value: Any, form: Format | DataFormat) -> None:
     """Print a value as JSON or YAML."""
     if form.value == "json":
-        json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
-        print()
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     else:
-        yaml.safe_dump(value, sys.stdout, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    raw(text)
+
+
+def raw(text: str) -> None:
+    """Print text for a program as it is; a terminal gets it without control characters."""
+    sys.stdout.write(clean(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -139,7 +139,7 @@ async def _log(session: Session, sandbox: str | None, namespace: str) -> "AuditL
 
 def _print_record(record: dict[str, Any], line: bytes, form: DataFormat) -> None:
     if form is DataFormat.JSON:
-        print(line.decode("utf-8", "replace").rstrip("\n"), flush=True)
+        output.raw(line.decode("utf-8", "replace").rstrip("\n") + "\n")
         return
     if form is DataFormat.YAML:
         print("---")

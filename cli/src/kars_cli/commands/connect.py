@@ -57,7 +57,8 @@ async def _connect(
         try:
             if not messages and reporting.interactive():
                 agent, runtime = client.hello.get("agent"), client.hello.get("runtime")
-                output.console().print(f"[dim]{escape(f'{agent} ({runtime})')}; end with Ctrl-D[/]")
+                said = output.clean(f"{agent} ({runtime})")
+                output.console().print(f"[dim]{escape(said)}; end with Ctrl-D[/]")
             async for text in _lines(messages):
                 complete = await _turn(client, text, name, form) and complete
         finally:
@@ -113,9 +114,9 @@ async def _turn(client: ChatClient, text: str, name: str, form: ChatFormat) -> b
         elif kind == "done":
             print(flush=True)
         elif kind == "error":
-            reason, why = str(event.get("reason")), str(event.get("message"))
+            reason, why = (output.clean(str(event.get(name))) for name in ("reason", "message"))
             errors.print(
-                f"[bold red]refused[/]: {escape(output.clean(why))} [dim]\\[{escape(reason)}][/]",
+                f"[bold red]refused[/]: {escape(why)} [dim]\\[{escape(reason)}][/]",
                 soft_wrap=True,
             )
         if kind == "error":

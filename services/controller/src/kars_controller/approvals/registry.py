@@ -97,7 +97,7 @@ class ApprovalRegistry:
         """Count an operator's word.
 
         Raises:
-            NotFoundError: `approval_not_found`, nothing pending fits, or a prefix fits several.
+            NotFoundError: `approval_not_found`, nothing pending fits, or several fit, open or closed.
             FailedPreconditionError: `approval_closed`, `approver_already_counted`.
             InvalidInputError: `approval_invalid`, the note is too long.
         """
@@ -171,15 +171,23 @@ class ApprovalRegistry:
                 state = governance_pb2.ApprovalState.Name(exact.state).removeprefix("APPROVAL_STATE_").lower()
                 raise FailedPreconditionError("approval_closed", f"approval {exact.id} is {state}")
             return exact
-        if len(id_or_prefix) < _SHORTEST_PREFIX:
+        if len(id_or_prefix) < _SHORTEST_PREFIX or not id_or_prefix.isalnum():
             raise NotFoundError(
                 "approval_not_found", f"give at least {_SHORTEST_PREFIX} characters of the id"
             )
-        fitting = [item for item in self.list_newest() if item.id.lower().startswith(id_or_prefix.lower())]
-        if len(fitting) != 1:
-            found = "several approvals fit" if fitting else "nothing pending fits"
-            raise NotFoundError("approval_not_found", f"{found} {id_or_prefix[:32]!r}")
-        return fitting[0]
+        # Among all, also the closed: what was seen may be withdrawn and replaced before the word is given.
+        rows = self._database.rows(
+            "SELECT document FROM approvals WHERE lower(id) GLOB ?", (f"{id_or_prefix.lower()}*",)
+        )
+        fitting = [Approval.FromString(row["document"]) for row in rows]
+        pending = [item for item in fitting if item.state == PENDING]
+        if not pending:
+            raise NotFoundError("approval_not_found", f"nothing pending fits {id_or_prefix[:32]!r}")
+        if len(fitting) > 1:
+            raise NotFoundError(
+                "approval_not_found", f"several approvals fit {id_or_prefix[:32]!r}; give more of the id"
+            )
+        return pending[0]
 
     def _find(self, approval_id: str) -> Approval | None:
         row = self._database.row("SELECT document FROM approvals WHERE id = ?", (approval_id,))
