@@ -5,12 +5,13 @@ processes, then rounds, then memory, then the report.
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +39,11 @@ def run(names: Sequence[str], count: int) -> None:
     for name, install in (("envoy", environments.ensure_envoy), ("litellm", environments.ensure_peer)):
         if name in names:  # now, while there is a network
             console.print(f"installed: {install().relative_to(environments.ROOT)}")
+    with _alone(console):
+        _compare(console, chosen, count)
+
+
+def _compare(console: Console, chosen: Sequence[Subject], count: int) -> None:
     offline = isolation.leave_the_network()
     cores = isolation.cores()
     console.print(cores.describe())
@@ -69,7 +75,7 @@ def hold(names: Sequence[str]) -> None:
         NotReadyError: a process did not become ready.
     """
     cores = isolation.cores()
-    with contextlib.ExitStack() as stack:
+    with _alone(Console(stderr=True)), contextlib.ExitStack() as stack:
         upstream, port = _start_upstream(stack, cores)
         running = _start(stack, [subject for subject in _ALL if subject.name in names], cores, port)
         for name, each in running.items():
@@ -78,6 +84,19 @@ def hold(names: Sequence[str]) -> None:
             print(f"{name} port={each.port} pid={pid} upstream_pid={upstream.pid}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             sys.stdin.read()
+
+
+@contextlib.contextmanager
+def _alone(console: Console) -> Generator[None, None, None]:
+    """Hold the lock of this checkout's benchmark: two runs would share cores and folders."""
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    with (_FOLDER / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another run is under way here; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _start_upstream(stack: contextlib.ExitStack, cores: isolation.Cores) -> tuple[processes.Process, int]:

@@ -5,6 +5,7 @@ something did not run, with one line that says what.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> int:
         "--hold", action="store_true", help="start the subjects, print where they are, measure nothing, wait"
     )
     given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # unwinds, so that no subject is left behind
     try:
         if given.hold:
             bench.hold(given.only)
