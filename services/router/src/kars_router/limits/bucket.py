@@ -23,6 +23,12 @@ class TokenBucket:
             self._rate, self._burst = rate, burst
             self._level = min(self._level, float(burst))
 
+    @property
+    def full(self) -> bool:
+        """True when nothing is missing: it remembers no call."""
+        self._refill()
+        return self._level >= self._burst
+
     def wait_s(self) -> float | None:
         """Return None when a token is there, else the seconds until one is."""
         self._refill()
