@@ -1,6 +1,8 @@
 """Folders that a manifest names: what kars itself can read must not reach an agent that cannot."""
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,25 @@ def test_an_ordinary_folder_is_given(home: Path, tmp_path: Path, given: str) -> 
     project = tmp_path / "project"
     (project / ".docker").mkdir(parents=True)
     validation.check_plan(plan(**{given: project}), home)
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe"])
+def test_code_with_a_way_to_the_host_in_it_is_not_mounted(home: Path, tmp_path: Path, kind: str) -> None:
+    code = tmp_path / "code"
+    (code / ".git").mkdir(parents=True)
+    (code / "ordinary").symlink_to("main.py")
+    place = code / ".git" / "ipc"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        if kind == "socket":
+            listener.bind(str(place))
+        else:
+            os.mkfifo(place)
+        with pytest.raises(InvalidInputError, match="socket, a pipe"):
+            validation.check_plan(plan(code=code), home)
+        with pytest.raises(InvalidInputError, match="neither a folder"):
+            validation.check_plan(plan(code=place), home)
+    place.unlink()
+    validation.check_plan(plan(code=code), home)
 
 
 def test_a_seed_gives_no_file_that_it_only_names(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class LocalPlatform:
     async def apply(self, plan: PodPlan) -> None:
         """See `base.Platform.apply`."""
         await self._ready()
-        validation.check_plan(plan, self._home)
+        await asyncio.to_thread(validation.check_plan, plan, self._home)
         async with self._lock(plan.key):
             watch = self._watches.get(plan.key)
             if await self._belongs_to_another(plan):

@@ -1,6 +1,9 @@
 """Which plans this platform refuses before anything is written: bad names, mounts that open the host."""
 
+import contextlib
+import os
 import re
+import stat
 from pathlib import Path
 
 from kars_common.errors import FieldViolation, InvalidInputError
@@ -28,7 +31,7 @@ def check_key(key: SandboxKey) -> None:
 
 
 def check_plan(plan: PodPlan, home: Path) -> None:
-    """Refuse what no machine should run.
+    """Refuse what no machine should run. Blocking: it looks at every file of the agent's code.
 
     Raises:
         InvalidInputError: `name_invalid`, `mount_missing` or `mount_refused`.
@@ -39,6 +42,7 @@ def check_plan(plan: PodPlan, home: Path) -> None:
         _check_target(mount)
     for code in plan.agent.code:
         _check_credentials(code.source, code.target)
+        _check_endpoints(code.source, code.target)
     if plan.agent.workspace_seed is not None:
         # Copied by whoever runs kars, with its rights: what the agent could never open would be handed to it.
         _check_source(plan.agent.workspace_seed, AGENT_HOME, home.resolve())
@@ -51,6 +55,8 @@ def _check_source(given: Path, target: str, home: Path) -> None:
     source = given.resolve()
     if _touches(source, home):
         _refuse(given, target, "it holds kars' own state, with credentials")
+    if not source.is_dir() and not source.is_file():
+        _refuse(given, target, "it is neither a folder nor a plain file")
     if any(_within(source, kernel) for kernel in _KERNEL):
         _refuse(given, target, "it is the kernel's, or holds other services' sockets")
 
@@ -64,6 +70,16 @@ def _check_credentials(given: Path, target: str) -> None:
     found += [name for name in source.parts if name in _KEY_FOLDERS]
     if found:
         _refuse(given, target, f"it holds credentials ({found[0]})")
+
+
+def _check_endpoints(given: Path, target: str) -> None:
+    """Refuse sockets, pipes and devices: a read-only mount lets one talk through them to who made them."""
+    for folder, _, names in os.walk(given):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(os.path.join(folder, name)).st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+                    _refuse(given, target, f"it holds a socket, a pipe or a device ({name})")
 
 
 def _check_target(mount: ReadOnlyMount) -> None:
