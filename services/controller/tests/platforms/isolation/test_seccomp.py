@@ -113,6 +113,18 @@ def test_high_words_of_an_ioctl_request_hide_nothing(machine: str, profile: str,
     assert judge(machine, profile, syscalls.tables()[machine]["ioctl"], 0, request) == EPERM
 
 
+@given(machines, names, st.sampled_from(sorted(profiles.STEERING)), words, words)
+def test_the_process_that_keeps_accounts_cannot_be_slowed_or_starved(
+    machine: str, profile: str, name: str, process: int, other: int
+) -> None:
+    place = profiles.STEERING[name]
+    for pid in (process, process & ~0xFFFFFFFF | 1):
+        arguments = (other, pid) if place else (pid, other)
+        steers_init = pid & 0xFFFFFFFF == 1
+        verdict = judge(machine, profile, syscalls.tables()[machine][name], *arguments)
+        assert verdict == (EPERM if steers_init else bpf.ALLOW)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_pinned_affinity_cannot_be_widened(machine: str) -> None:
     program = compiling.compile_profile(compiling.STRICT, machine=machine, pin_affinity=True)

@@ -20,6 +20,7 @@ _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _PR_SET_DUMPABLE, _PR_SET_MM = 4, 35
+_INIT = 1
 _EPERM = bpf.refuse_with(errno.EPERM)
 
 
@@ -86,6 +87,8 @@ def _argument_filters(numbers: dict[str, int]) -> list[bpf.Instruction]:
         "ioctl": [*ioctl, allow],
         "prctl": [*prctl, allow],
     }
+    for name, place in profiles.STEERING.items():
+        filters[name] = [bpf.load_argument(place), *bpf.when_equal(_INIT, [refuse]), allow]
     return [
         instruction for name, body in filters.items() for instruction in bpf.when_equal(numbers[name], body)
     ]

@@ -20,7 +20,16 @@ def _group(reason: str, calls: str) -> Group:
     return Group(reason, frozenset(calls.split()))
 
 
-FILTERED = frozenset({"clone", "clone3", "socket", "ioctl", "prctl"})
+STEERING = {
+    "prlimit64": 0,
+    "setpriority": 1,
+    "sched_setscheduler": 0,
+    "sched_setattr": 0,
+    "sched_setparam": 0,
+}
+"""Calls that steer a process, with the place of its id: not PID 1, which keeps the accounts of the others."""
+
+FILTERED = frozenset({"clone", "clone3", "socket", "ioctl", "prctl", *STEERING})
 """Decided by argument: new namespaces, address families, terminal injection, hiding from the watchdog."""
 
 ALLOWED = (
@@ -38,7 +47,7 @@ ALLOWED = (
         "know oneself and the machine's shape",
         """
         getpid getppid gettid getuid geteuid getgid getegid getgroups getresuid getresgid getpgid
-        getpgrp getsid setpgid setsid getpriority setpriority getrlimit setrlimit prlimit64
+        getpgrp getsid setpgid setsid getpriority getrlimit setrlimit
         getrusage capget uname sysinfo times time getcpu umask getrandom
         """,
     ),
@@ -82,8 +91,8 @@ ALLOWED = (
     _group(
         "scheduling within the limits of the cgroup",
         """
-        sched_yield sched_getaffinity sched_setaffinity sched_getattr sched_setattr sched_getparam
-        sched_getscheduler sched_setscheduler sched_get_priority_max sched_get_priority_min
+        sched_yield sched_getaffinity sched_setaffinity sched_getattr sched_getparam
+        sched_getscheduler sched_get_priority_max sched_get_priority_min
         sched_rr_get_interval
         """,
     ),
