@@ -108,7 +108,7 @@ class Records:
         self.kinds.append(kind)
         return len(self.kinds)
 
-    async def durable(self, seq: int) -> None: ...
+    async def durable(self, seq: int, *, patient: bool = False) -> None: ...
 
 
 class Silent:

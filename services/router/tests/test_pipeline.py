@@ -31,7 +31,7 @@ class Journal:
     def ended(self, call: Call, outcome: Outcome) -> int:
         return self._note(f"record:{outcome.ending.value}:{outcome.denial.gate if outcome.denial else ''}")
 
-    async def durable(self, seq: int) -> None:
+    async def durable(self, seq: int, *, patient: bool = False) -> None:
         self._note("durable")
 
     async def wait(self, call: Call, hold: Hold) -> Verdict:

@@ -35,9 +35,9 @@ class Disk:
     def end(self, position: int, error: OSError | None) -> None:
         self.settled.append(position)
 
-    async def write_and_wait(self) -> None:
+    async def write_and_wait(self, *, patient: bool = False) -> None:
         self.written += 1
-        await self.commit.wait(self.written)
+        await self.commit.wait(self.written, patient=patient)
 
 
 async def test_those_who_are_ready_in_one_turn_share_one_sync() -> None:
@@ -115,3 +115,51 @@ async def test_closing_waits_for_the_running_sync() -> None:
     await disk.commit.close()
     assert disk.settled == [1]
     await waiter
+
+
+async def test_patient_waiters_share_a_sync_in_the_thread() -> None:
+    disk = Disk()
+    await asyncio.gather(*(disk.write_and_wait(patient=True) for _ in range(3)))
+    assert (disk.settled, disk.threads) == ([3], [True])
+    await disk.commit.close()
+
+
+async def test_a_crowd_of_patient_waiters_is_synced_without_lingering() -> None:
+    disk = Disk()
+    lingering = asyncio.create_task(disk.write_and_wait(patient=True))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(disk.write_and_wait(patient=True)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert disk.commit._lingering is None, "the sixth ended the lingering"
+    await asyncio.gather(lingering, *others)
+    assert disk.settled == [6]
+    await disk.commit.close()
+
+
+async def test_an_impatient_waiter_ends_the_lingering_of_others() -> None:
+    disk = Disk()
+    patient = asyncio.create_task(disk.write_and_wait(patient=True))
+    await asyncio.sleep(0)
+    await disk.write_and_wait()
+    await patient
+    assert (disk.settled, disk.threads) == ([2], [False])
+    await disk.commit.close()
+
+
+async def test_closing_hurries_those_who_linger() -> None:
+    disk = Disk()
+    patient = asyncio.create_task(disk.write_and_wait(patient=True))
+    await asyncio.sleep(0)
+    await disk.commit.close()
+    await patient
+    assert disk.settled == [1]
+
+
+async def test_failure_reaches_patient_waiters() -> None:
+    disk = Disk()
+    disk.error = OSError("no space")
+    with pytest.raises(UnavailableError):
+        await disk.write_and_wait(patient=True)
+    with pytest.raises(UnavailableError):
+        await disk.write_and_wait(patient=True)
+    await disk.commit.close()

@@ -312,7 +312,7 @@ def test_limits_and_isolation_reach_the_pod() -> None:
     found = plan.pod.agent.limits
     assert (found.cpu_millis, found.memory_bytes, found.workspace_bytes) == (500, 512 << 20, 1 << 30)
     assert plan.pod.agent.isolation.seccomp is SeccompProfile.KARS_STRICT
-    assert plan.pod.agent.isolation.landlock is Enforcement.REQUIRED
+    assert plan.pod.agent.isolation.landlock is Enforcement.BEST_EFFORT  # ADR 0007: announced, not demanded
     assert "gpu" in condition(plan, "SpecEnforced")["message"]
     standard = sandbox.reconcile(stored(testing.sandbox(sandbox={"isolation": "standard"})), observe())
     assert standard.pod is not None

@@ -235,8 +235,12 @@ class AuditLog:
         except OSError as exc:
             raise self._fail(f"audit segment cannot be closed: {exc}") from exc
 
-    async def durable(self, seq: int) -> None:
+    async def durable(self, seq: int, *, patient: bool = False) -> None:
         """Return once the record `seq`, and all before it, are on disk. Shares one sync with other waiters.
+
+        Args:
+            seq: what `append` returned.
+            patient: a millisecond more is fine if it saves a sync; for a caller that serves many at once.
 
         Raises:
             UnavailableError: `audit_unavailable`.
@@ -246,7 +250,7 @@ class AuditLog:
             return
         if seq >= self._edge.size:
             raise OutOfRangeError("audit_seq_out_of_range", f"record {seq} of {self._edge.size}")
-        await self._commit.wait(seq + 1)
+        await self._commit.wait(seq + 1, patient=patient)
 
     def _begin_sync(self) -> tuple[int, Sync]:
         self._syncing_edge = self._edge.copy()

@@ -30,7 +30,7 @@ class Log(Protocol):
     def append(self, type: str, fields: Mapping[str, object]) -> int:  # noqa: A002 - the log's own name for it
         """Write one record; returns its sequence number."""
 
-    async def durable(self, seq: int) -> None:
+    async def durable(self, seq: int, *, patient: bool = False) -> None:
         """Wait until the record is on disk."""
 
 
@@ -47,10 +47,10 @@ class CallRecorder:
         """False when the log refuses for ever; then nothing may be released."""
         return not self._log.failed
 
-    async def durable(self, seq: int) -> None:
+    async def durable(self, seq: int, *, patient: bool = False) -> None:
         """Wait until a record is on disk; a negative number stands for a thinned record."""
         if seq >= 0:
-            await self._log.durable(seq)
+            await self._log.durable(seq, patient=patient)
 
     def admitted(self, call: Call) -> int:
         """Write `call.admitted`: the reservation that a restart must honour."""

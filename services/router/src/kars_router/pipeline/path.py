@@ -18,6 +18,8 @@ from kars_router.pipeline.gates import Gate
 from kars_router.pipeline.verdicts import DecidedBy, Deny, Ending, Hold, Outcome, Verdict, internal_error
 
 _log = logging.getLogger(__name__)
+# From so many calls in flight on, sharing a sync is worth more than its millisecond.
+_CROWDED = 4
 
 
 class Recorder(Protocol):
@@ -29,8 +31,8 @@ class Recorder(Protocol):
     def ended(self, call: Call, outcome: Outcome) -> int:
         """Write how the call ended."""
 
-    async def durable(self, seq: int) -> None:
-        """Wait until a record is on disk."""
+    async def durable(self, seq: int, *, patient: bool = False) -> None:
+        """Wait until a record is on disk; a patient caller lets others share the sync."""
 
 
 class Holds(Protocol):
@@ -78,7 +80,8 @@ class Path:
         seq, outcome = self._conclude(call, begun, outcome)
         try:
             if seq is not None:
-                await self._recorder.durable(seq)
+                crowded = call.door.slots.in_flight >= _CROWDED
+                await self._recorder.durable(seq, patient=crowded)
         except Exception as exc:  # noqa: BLE001 - the boundary: without its record nothing is released
             _log.error("the record of a call could not be made durable", extra={"error": type(exc).__name__})
             return _unrecorded()
