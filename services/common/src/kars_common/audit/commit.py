@@ -6,8 +6,8 @@ done on the loop, after everything that was ready in the same turn, so that a bu
 slow disk moves to a worker thread and is tried again later, ever more rarely.
 
 A caller that serves many at once may wait patiently: its sync begins when enough others wait too, or after a
-millisecond, and in the thread, so that the processor goes on meanwhile. Measured with 16 calls in flight: a fifth
-more calls a second than with syncs on the loop.
+millisecond, and in the thread, so that the processor goes on meanwhile. Measured with 16 calls in flight: a
+fifth more calls a second than with syncs on the loop.
 
 Knows positions and a sync function, nothing of records. After a failure every waiter and every later
 caller gets the same error: what the kernel did with the lost pages cannot be known, so a later success
