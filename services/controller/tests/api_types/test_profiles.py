@@ -63,6 +63,10 @@ def test_without_a_default_action_the_profile_allows_as_existing_manifests_mean_
             "policies: [{name: a, type: approval, actions: [x], min_approvals: 0}]\n",
             ".policies[0].min_approvals",
         ),
+        (
+            "policies: [{name: a, type: approval, actions: [x], min_approvals: 33}]\n",
+            ".policies[0].min_approvals",
+        ),
         ("policies: [{name: a, type: rate_limit, actions: [x], window: 1s}]\n", ".policies[0].max_calls"),
         (
             "policies: [{name: a, type: rate_limit, actions: [x], max_calls: 1, window: 0s}]\n",

@@ -7,12 +7,12 @@ from kars.governance.v1 import governance_pb2
 from kars_common.errors import InvalidInputError, clean_text
 
 from kars_controller.platforms.base import SandboxKey
+from kars_controller.profiles.parsing import MAX_APPROVERS
 
 _ID = re.compile(r"[0-9A-Za-z]{26}")
 
 _MAX_ACTION_CHARS = 256
 _MAX_DETAIL_BYTES = 4096
-_MAX_APPROVERS = 32
 _LONGEST = timedelta(hours=24)
 
 
@@ -28,8 +28,8 @@ def checked(approval: governance_pb2.Approval, sandbox: SandboxKey, now: datetim
         raise _invalid("action must not be empty")
     if len(approval.detail.encode()) > _MAX_DETAIL_BYTES:
         raise _invalid(f"detail has more than {_MAX_DETAIL_BYTES} bytes")
-    if not 0 <= approval.min_approvals <= _MAX_APPROVERS:
-        raise _invalid(f"min_approvals must be at most {_MAX_APPROVERS}")
+    if not 0 <= approval.min_approvals <= MAX_APPROVERS:
+        raise _invalid(f"min_approvals must be at most {MAX_APPROVERS}")
     expires_at = approval.expires_at.ToDatetime(UTC)
     if not now < expires_at <= now + _LONGEST:
         raise _invalid("expires_at must be within the next 24 hours")

@@ -33,6 +33,7 @@ _FIELDS = {
     "approval": ("actions", "min_approvals"),
     "rate_limit": ("actions", "max_calls", "window"),
 }
+MAX_APPROVERS = 32
 _DEFAULTS = {"allow": policy_pb2.VERDICT_ALLOW, "deny": policy_pb2.VERDICT_DENY}
 
 
@@ -115,8 +116,10 @@ def _rule_problems(path: str, rule: Raw, names: set[str]) -> Iterator[Problem]:
     for field in ("allowed_actions", "denied_actions", "actions"):
         yield from _pattern_problems(f"{path}.{field}", rule.get(field))
     yield from _condition_problems(f"{path}.conditions", rule.get("conditions"))
-    if kind == "approval" and not _is_int(rule.get("min_approvals", 1), 1):
-        yield Problem(f"{path}.min_approvals", f"got {_shown(rule['min_approvals'])}, allowed: at least 1")
+    if kind == "approval" and not _is_int(rule.get("min_approvals", 1), 1, MAX_APPROVERS):
+        # A hold that asks for more could not be published, and would stop those beside it.
+        allowed = f"1 to {MAX_APPROVERS}"
+        yield Problem(f"{path}.min_approvals", f"got {_shown(rule['min_approvals'])}, allowed: {allowed}")
     if kind in ("approval", "rate_limit") and not rule.get("actions"):
         yield Problem(f"{path}.actions", "is required: at least one pattern")
     if kind == "rate_limit":
@@ -192,8 +195,8 @@ def _text(value: Raw) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _is_int(value: Raw, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_INT32
+def _is_int(value: Raw, least: int, most: int = _MAX_INT32) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _shown(value: Raw) -> str:
