@@ -92,7 +92,8 @@ class Loop:
         """Serve until stopped."""
         while not self._stopped:
             for key, _ in self._selector.select(self._pause()):
-                if key.fd in self._selector.get_map():  # an earlier callback may have forgotten it
+                # An earlier callback may have forgotten it, and its number may be somebody else's by now.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
             self._fire_due()
 
