@@ -350,3 +350,15 @@ async def _readable(descriptor: int) -> None:
             await event.wait()
     finally:
         loop.remove_reader(descriptor)
+
+
+async def test_a_pod_that_could_not_be_prepared_is_tried_again(platform: LocalPlatform, home: Path) -> None:
+    directory = layout.PodDirectory.of(home / "pods", KEY)
+    directory.groups.mkdir(parents=True)  # where the supervisor writes a file
+    await platform.apply(plan())
+    failed = await reach(platform, lambda status: status.phase is PodPhase.FAILED)
+    assert failed.agent.reason == "IsolationFailed"
+
+    directory.groups.rmdir()
+
+    await reach(platform, running)

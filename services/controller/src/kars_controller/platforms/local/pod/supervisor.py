@@ -14,13 +14,15 @@ from kars_controller.platforms.local.isolation import cgroups, container, quota
 from kars_controller.platforms.local.isolation.errors import IsolationError
 from kars_controller.platforms.local.pod import blueprints, containment, workspace
 from kars_controller.platforms.local.pod.logs import RotatingLog
-from kars_controller.platforms.local.pod.loop import Loop
+from kars_controller.platforms.local.pod.loop import Loop, Timer
 from kars_controller.platforms.local.pod.network import PodNetwork
 from kars_controller.platforms.local.pod.readiness import Prober
 from kars_controller.platforms.local.pod.runner import Notices, Runner
 from kars_controller.platforms.local.spec import PodSpec
 
 _NETWORK_RETRY_S = 1.0
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
 
 
 class Supervisor:
@@ -41,6 +43,8 @@ class Supervisor:
         self._changed = changed
         self._rootless = containment.rootless()
         self._network: PodNetwork | None = None
+        self._retry_s = _FIRST_RETRY_S
+        self._retrying: Timer | None = None
         self._prober: Prober | None = None
         self._decided: containment.Containment | None = None
         self._terminating = False
@@ -93,11 +97,21 @@ class Supervisor:
             self._problem = f"{reason}: {error}"
             for runner in (self._router, self._agent):
                 runner.hold("IsolationFailed", self._problem)
+            if self._retrying is not None:
+                self._retrying.cancel()
+            self._retrying = self._loop.call_later(self._retry_s, self._retry)
+            self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
             return
         self._problem = ""
+        self._retry_s = _FIRST_RETRY_S
         self._agent.restart_completed = self._spec.agent.restart_completed
         self._agent.hold("RouterNotReady", "the router has not answered yet")
         self._router.start()
+
+    def _retry(self) -> None:
+        """Try again what could not be prepared: a full disk or a busy device may have passed."""
+        if self._problem and not self._stopping:
+            self.start()
 
     def apply(self, spec: PodSpec) -> None:
         """Take a new spec: restart what it changed, suspend or resume.
