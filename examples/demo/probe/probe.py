@@ -40,7 +40,7 @@ def readable_files() -> Iterator[Path]:
     """
     skipped = {"/usr", "/proc", "/sys", os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    usual = {"/etc", "/home", "/mnt", "/opt", "/root", "/run", "/sandbox", "/srv", "/tmp", "/var", "/work"}
+    usual = {"/etc", "/home", "/mnt", "/opt", "/root", "/run", "/sandbox", "/srv", "/tmp", "/var"}
     for start in sorted(mounts | usual | {"/"}):
         if any(start == skip or start.startswith(skip + "/") for skip in skipped):
             continue
