@@ -44,7 +44,8 @@ from kars_router.pipeline.verdicts import Deny
 from kars_router.providers.config import Provider, ProviderConfigError, ProviderRegistry
 from kars_router.providers.gate import DispatchGate
 from kars_router.providers.health import Health
-from kars_router.providers.upstream import ReqwestUpstream, Upstream
+from kars_router.providers.pool import PooledUpstream
+from kars_router.providers.upstream import Upstream
 from kars_router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
@@ -286,7 +287,7 @@ def _defaults(settings: RouterSettings) -> DoorDefaults:
 
 
 def _open_upstream(settings: RouterSettings, provider: Provider) -> Upstream:
-    return ReqwestUpstream(
+    return PooledUpstream(
         connect_timeout_s=settings.connect_timeout_s,
         read_timeout_s=settings.read_timeout_s,
         total_timeout_s=settings.total_timeout_s,
