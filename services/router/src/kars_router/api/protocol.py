@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from kars_router.api.cork import CorkedTransport
 from kars_router.api.wire import error_body
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -51,7 +52,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]  # all that it uses
         if len(self.connections) > MAX_CONNECTIONS:
             transport.close()  # each costs memory outside of every other limit
             return

@@ -94,34 +94,34 @@ class Path:
         return outcome
 
     async def _walk(self, call: Call, begun: list[Gate]) -> Outcome:
-        for gate in self._entry:
-            denial = await self._pass(gate, call, begun)
-            if denial is not None:
-                return _denied(denial)
+        denial = await self._pass(self._entry, call, begun)
+        if denial is not None:
+            return _denied(denial)
         try:
             call.admitted_seq = self._recorder.admitted(call)
         except Exception as exc:  # noqa: BLE001 - the boundary: what cannot be recorded does not happen
             _log.error("a call could not be recorded", extra={"error": type(exc).__name__})
             return _unrecorded()
-        for gate in self._after:
-            denial = await self._pass(gate, call, begun)
-            if denial is not None:
-                return _denied(denial)
-        return Outcome(ending=Ending.COMPLETED)
+        denial = await self._pass(self._after, call, begun)
+        return Outcome(ending=Ending.COMPLETED) if denial is None else _denied(denial)
 
-    async def _pass(self, gate: Gate, call: Call, begun: list[Gate]) -> Deny | None:
-        begun.append(gate)
-        try:
-            verdict = await gate.admit(call)
-            if isinstance(verdict, Hold):
-                verdict = await self._holds.wait(call, verdict)
-        except CallerGoneError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - the boundary: a gate that raises is a denial
-            _log.error("a gate raised", extra={"gate": gate.name, "error": _describe(exc), "call": call.id})
-            return internal_error().at(gate.name)
-        if isinstance(verdict, Deny):
-            return verdict.at(gate.name)
+    async def _pass(self, gates: Sequence[Gate], call: Call, begun: list[Gate]) -> Deny | None:
+        """Ask gates in order; return the first denial."""
+        for gate in gates:
+            begun.append(gate)
+            try:
+                verdict = await gate.admit(call)
+                if isinstance(verdict, Hold):
+                    verdict = await self._holds.wait(call, verdict)
+            except CallerGoneError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - the boundary: a gate that raises is a denial
+                _log.error(
+                    "a gate raised", extra={"gate": gate.name, "error": _describe(exc), "call": call.id}
+                )
+                return internal_error().at(gate.name)
+            if isinstance(verdict, Deny):
+                return verdict.at(gate.name)
         return None
 
     def _conclude(
