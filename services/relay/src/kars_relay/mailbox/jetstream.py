@@ -56,7 +56,7 @@ Outcome = list[list[Refused]]
 
 @dataclass(slots=True)
 class _Counts:
-    """How many messages of a mailbox the stream held at a moment, by sender, and what came from here since."""
+    """How many messages of a mailbox the stream held at a moment, by sender, plus ours since."""
 
     by_sender: dict[str, int]
     at_s: float
