@@ -34,7 +34,7 @@ async def off_loop(work: object, *args: object) -> None:
     await asyncio.get_running_loop().run_in_executor(None, work, *args)  # type: ignore[arg-type]
 
 
-async def test_a_relay_that_is_killed_under_load_loses_and_repeats_nothing(tmp_path: Path) -> None:
+async def test_mesh_17_a_relay_that_is_killed_under_load_loses_and_repeats_nothing(tmp_path: Path) -> None:
     world = MeshWorld()
     world.write_relay(tmp_path, world.rules(everybody(world), quota=LARGE))
     with RelayProcess(directory=tmp_path) as relay:

@@ -122,7 +122,7 @@ def _sources(state: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
     for name in _KEYS:
         yield name, state / name
     for tree in _TREES:
-        # Signed heads before the records they speak of: a head that is newer than its copy would read as loss.
+        # Signed heads before the records they speak of: a newer head than its copy would read as loss.
         found = sorted((state / tree).rglob("*"), key=lambda path: (path.suffix == ".jsonl", path.name))
         for path in found:
             if path.is_file() and path.name not in _SKIPPED and not path.name.endswith(".new"):
