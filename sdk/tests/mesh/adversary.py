@@ -117,8 +117,8 @@ class Adversary:
             self.refused += 1
             return
         except MeshError as exc:
-            assert not message.accepted or exc.reason, exc
-            assert message.accepted or self._out_of_window(message), f"lost what arrived intact: {exc.reason}"
+            if not message.accepted and not self._out_of_window(message):
+                raise AssertionError(f"lost what arrived intact: {exc.reason}") from exc
             self.refused += 1
             return
         assert isinstance(result, Opened)

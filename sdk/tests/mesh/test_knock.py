@@ -147,7 +147,8 @@ def test_a_rejection_cannot_end_a_session_that_was_answered(alice: Agent, bob: A
     bob.sessions.open(payload, sender=alice.name)
     alice.sessions.open(bob.sessions.seal(alice.name, b"welcome"), sender=bob.name)
     late = knocks.reject(
-        bob.identity, own=bob.name, knock=knocks.read(*split(payload)[:2]), reason="late", retry_after_s=0, at_ms=0
+        bob.identity, own=bob.name, knock=knocks.read(*split(payload)[:2]), reason="late",
+        retry_after_s=0, at_ms=0,
     )  # fmt: skip
     with pytest.raises(ReplayedError):
         alice.sessions.open(b"\x03" + late, sender=bob.name)
@@ -170,9 +171,8 @@ def test_a_flood_of_knocks_is_cut_off_and_told_when_to_come_back(alice: Agent, b
         try:
             bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
         except KnockRefusedError as exc:
-            reasons.append(exc.reason)
-            assert exc.retry_after_s > 0
-    assert reasons == ["knock_rate_exceeded"] * 2
+            reasons.append((exc.reason, exc.retry_after_s))
+    assert reasons == [("knock_rate_exceeded", 60)] * 2
 
 
 @pytest.mark.parametrize("purpose", ["pairing", "anything"])
@@ -345,7 +345,8 @@ def test_the_policy_file_is_read_strictly() -> None:
     assert policy.edges[0].not_after == 1900000000
     assert policy.require_edge
     for bad in (
-        b"", b"[]", b"{", b'{"treshold": 0}', b'{"threshold": true}', b'{"threshold": -1}', b'{"threshold": 1001}',
+        b"", b"[]", b"{", b'{"treshold": 0}', b'{"threshold": true}', b'{"threshold": -1}',
+        b'{"threshold": 1001}',
         b'{"edges": [{"from": "*", "to": "*"}]}', b'{"requireEdge": "no"}', b"\xff", b"[" * 100_000,
         b'{"edges": [{"from": "spiffe://*/ns/a/sandbox/b", "to": "spiffe://a/ns/a/sandbox/b"}]}',
     ):  # fmt: skip

@@ -38,12 +38,16 @@ def test_records_are_there_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
     store = filled(tmp_path)
-    with pytest.raises(ZeroDivisionError), store.transaction():
-        store.put("kind", b"1", b"changed")
-        store.delete("kind", b"2")
-        assert store.get("kind", b"1") == b"changed"
-        assert store.get("kind", b"2") is None
-        raise ZeroDivisionError
+
+    def fails_halfway() -> None:
+        with store.transaction():
+            store.put("kind", b"1", b"changed")
+            store.delete("kind", b"2")
+            assert (store.get("kind", b"1"), store.get("kind", b"2")) == (b"changed", None)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails_halfway()
     assert store.get("kind", b"1") == b"value 1"
     assert store.get("kind", b"2") == b"value 2"
     store.close()
@@ -61,7 +65,10 @@ def test_defect_10_only_one_process_uses_a_state_and_the_other_is_told_which(tmp
     with pytest.raises(StoreError, match=str(os.getpid())) as refused:
         Store(tmp_path, KEY)
     assert refused.value.reason == "state_locked"
-    program = f"from pathlib import Path; from kars_sdk.mesh.store import Store; Store(Path({str(tmp_path)!r}), {KEY!r})"
+    program = (
+        "from pathlib import Path; from kars_sdk.mesh.store import Store; "
+        f"Store(Path({str(tmp_path)!r}), {KEY!r})"
+    )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "one process at a time" in other.stderr
     store.close()

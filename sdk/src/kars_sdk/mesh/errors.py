@@ -30,7 +30,7 @@ class SkippedTooFarError(MeshError):
 
 
 class CloneSuspectedError(MeshError):
-    """The peer used one message number for two messages: its state was copied or rolled back. Tell a person."""
+    """The peer used one message number twice: its state was copied or rolled back. Tell a person."""
 
 
 class HandshakeError(MeshError):
@@ -46,7 +46,7 @@ class IdentityError(MeshError):
 
 
 class KnockRefusedError(MeshError):
-    """A receiver's policy refused a KNOCK: ours, or (then with the signed rejection to send back) a peer's."""
+    """A receiver's policy refused a KNOCK: ours, or a peer's (with the signed rejection to send back)."""
 
     def __init__(
         self, reason: str, message: str, *, retry_after_s: float = 0, peer: str = "", rejection: bytes = b""

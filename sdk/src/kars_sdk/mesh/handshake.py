@@ -1,8 +1,8 @@
 """PQXDH: X3DH from the `X3DH` package, and an ML-KEM-1024 secret, into one set of session keys.
 
 `x3dh.BaseState` is given the signed prekey and at most one one-time prekey, for one agreement; it keeps none
-of ours. The KEM secret joins X3DH's output in one HKDF whose salt is the hash of the whole KNOCK: names, keys,
-ids, ciphertext and time. Suites have labels of their own, so that one can never be taken for the other.
+of ours. The KEM secret joins X3DH's output in one HKDF whose salt is the hash of the whole KNOCK: names,
+keys, ids, ciphertext and time. Suites have labels of their own, so that none can be taken for another.
 """
 
 import secrets
@@ -53,8 +53,8 @@ class Initiated:
 
 
 def initiate(
-    identity: IdentityKey, *, own: PeerName, statement: SignedStatement, verified: VerifiedBundle, purpose: str,
-    now: float,
+    identity: IdentityKey, *, own: PeerName, statement: SignedStatement, verified: VerifiedBundle,
+    purpose: str, now: float,
 ) -> Initiated:  # fmt: skip
     """Agree on keys with a peer that may be away.
 
@@ -92,7 +92,15 @@ def initiate(
     )  # fmt: skip
     kem_public = b"" if kem is None else kem.public_key
     return Initiated(
-        knock=knock, keys=_keys(knock, secret, kem_secret, pair, bundle.signed_prekey.public_key, kem_public)
+        knock=knock,
+        keys=session_keys(
+            knock,
+            secret=secret,
+            kem_secret=kem_secret,
+            pair=pair,
+            signed_prekey=bundle.signed_prekey.public_key,
+            kem_public=kem_public,
+        ),
     )
 
 
@@ -118,7 +126,14 @@ def accept(
     kem_secret = b""
     if private.kem_seed is not None:
         kem_secret = primitives.decapsulate(shake.kem_algorithm, private.kem_seed, shake.kem_ciphertext)
-    return _keys(knock, secret, kem_secret, pair, bundle.signed_pre_key, private.kem_public)
+    return session_keys(
+        knock,
+        secret=secret,
+        kem_secret=kem_secret,
+        pair=pair,
+        signed_prekey=bundle.signed_pre_key,
+        kem_public=private.kem_public,
+    )
 
 
 def _state(identity: IdentityKey, signed: bytes, signature: bytes, one_time: bytes | None) -> _State:
@@ -135,8 +150,8 @@ def _state(identity: IdentityKey, signed: bytes, signature: bytes, one_time: byt
     )
 
 
-def _keys(
-    knock: Knock, secret: bytes, kem_secret: bytes, pair: bytes, signed_prekey: bytes, kem_public: bytes
+def session_keys(
+    knock: Knock, *, secret: bytes, kem_secret: bytes, pair: bytes, signed_prekey: bytes, kem_public: bytes
 ) -> SessionKeys:
     """Derive all keys. The KEM's public key is bound too: a ciphertext must not fit another key."""
     transcript = (

@@ -52,7 +52,12 @@ class IdentityKey:
 
 def key_id(public_key: bytes) -> str:
     """Return the short name of a public key, as contracts carry it."""
-    return base64.urlsafe_b64encode(primitives.sha256(public_key))[:16].decode()
+    return base64url(primitives.sha256(public_key))[:16]
+
+
+def base64url(data: bytes) -> str:
+    """Return base64url without padding (RFC 4648, 5), as statements carry keys."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def fingerprint(*, own: PeerName, own_key: bytes, peer: PeerName, peer_key: bytes) -> str:

@@ -1,8 +1,8 @@
 """KNOCK: the signed request to talk. It carries the handshake, and is decided before any key is agreed.
 
-The sender signs with its identity key: both names, the key it believes the receiver to have, a nonce, the time,
-the purpose, and every part of the handshake. A rejection is signed as well, and bound to the KNOCK it answers;
-anything else that claims to be one is ignored.
+The sender signs with its identity key: both names, the key it believes the receiver to have, a nonce, the
+time, the purpose, and every part of the handshake. A rejection is signed as well, and bound to the KNOCK that
+it answers; anything else that claims to be one is ignored.
 """
 
 import re
@@ -162,7 +162,9 @@ class Rejection:
     retry_after_s: int
 
 
-def reject(identity: IdentityKey, *, own: PeerName, knock: Knock, reason: str, retry_after_s: int, at_ms: int) -> bytes:  # fmt: skip
+def reject(
+    identity: IdentityKey, *, own: PeerName, knock: Knock, reason: str, retry_after_s: int, at_ms: int
+) -> bytes:
     """Sign a rejection of a KNOCK."""
     signed = Writer().u8(1).raw(knock.knock_id).text(own).text(knock.sender).text(reason)
     body = signed.u32(retry_after_s).u64(at_ms).bytes()

@@ -1,4 +1,4 @@
-"""Peers are named by the SPIFFE id of their sandbox, `spiffe://<trust domain>/ns/<namespace>/sandbox/<name>`."""
+"""Peers are named by the SPIFFE id of their sandbox: `spiffe://<domain>/ns/<namespace>/sandbox/<name>`."""
 
 import re
 from typing import NewType

@@ -1,11 +1,14 @@
-"""Padmé: lengths are rounded so that a message leaks O(log log n) bits of its size, for at most 12 % more bytes."""
+"""Padmé: lengths are rounded up, so that they tell little. It costs at most 12 % more bytes.
+
+From Nikitin et al., "Reducing Metadata Leakage from Encrypted Files and Communication", 2019.
+"""
 
 MIN_BYTES = 256
 """Everything shorter looks alike: an acknowledgement, a yes, a no."""
 
 
 def padded_length(length: int) -> int:
-    """Return the bucket of a length (Nikitin et al., "Reducing Metadata Leakage from Encrypted Files", 2019)."""
+    """Return the bucket of a length; O(log log n) bits of it show."""
     if length <= MIN_BYTES:
         return MIN_BYTES
     exponent = length.bit_length() - 1

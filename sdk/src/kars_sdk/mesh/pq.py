@@ -4,9 +4,9 @@ It runs beside the Double Ratchet and has a root of its own; a message's key nee
 offers a KEM key, the other answers with a ciphertext; sides take turns. Both ride inside encrypted messages.
 
 Loss and reordering cannot break it, for one rule: **a side sends in a new epoch only when it knows that the
-other can read it**. The offerer knows when the answer came; the answerer when a message of the new epoch came.
-Offer and answer are repeated until then, so that losing one costs nothing, and keys of the last epochs are kept
-for messages that are late.
+other can read it**. The offerer knows when the answer came; the answerer when a message of the new epoch
+came. Offer and answer are repeated until then, so that losing one costs nothing, and keys of the last epochs
+are kept for messages that are late.
 """
 
 import hmac
@@ -50,7 +50,8 @@ class PostQuantumRatchet:
     """One side's view of the epochs."""
 
     __slots__ = (
-        "_answer", "_attach_in", "_epochs", "_initiator", "_interval", "_offer", "_offer_seed", "_since", "epoch"
+        "_answer", "_attach_in", "_epochs", "_initiator", "_interval", "_offer", "_offer_seed", "_since",
+        "epoch",
     )  # fmt: skip
 
     def __init__(self, root: bytes, *, initiator: bool, interval: int = DEFAULT_INTERVAL) -> None:
@@ -125,7 +126,7 @@ class PostQuantumRatchet:
         return (self.epoch % 2 == 0) == self._initiator
 
     def _new_offer(self) -> None:
-        key = MLKEM768PrivateKey.generate()
+        key = new_kem_key()
         self._offer_seed = key.private_bytes_raw()
         self._offer = Offer(self.epoch + 1, key.public_key().public_bytes_raw())
         self._attach_in = 0
@@ -137,7 +138,7 @@ class PostQuantumRatchet:
             secret, ciphertext = primitives.encapsulate(primitives.KEM_768, offer.public_key)
         except HandshakeError as exc:
             raise MalformedError("pq_offer_invalid", "the offered KEM key is not valid") from exc
-        key = self._next_key(self._epochs[self.epoch], secret, offer, ciphertext)
+        key = next_key(self._epochs[self.epoch], secret, offer, ciphertext)
         self._keep(offer.epoch, key)
         self._answer = Answer(offer.epoch, ciphertext, _confirmation(key))
         self._attach_in = 0
@@ -147,7 +148,7 @@ class PostQuantumRatchet:
         if offer is None or answer.epoch != offer.epoch:
             return  # late or repeated
         secret = primitives.decapsulate(primitives.KEM_768, self._offer_seed, answer.ciphertext)
-        key = self._next_key(self._epochs[self.epoch], secret, offer, answer.ciphertext)
+        key = next_key(self._epochs[self.epoch], secret, offer, answer.ciphertext)
         if not hmac.compare_digest(_confirmation(key), answer.confirmation):
             raise MalformedError("pq_answer_wrong", "the answer to our KEM offer does not confirm")
         self._keep(offer.epoch, key)
@@ -162,12 +163,6 @@ class PostQuantumRatchet:
         self._epochs[epoch] = key
         while len(self._epochs) > KEPT_EPOCHS:
             self._epochs.popitem(last=False)
-
-    @staticmethod
-    def _next_key(root: bytes, secret: bytes, offer: Offer, ciphertext: bytes) -> bytes:
-        transcript = primitives.sha256(offer.public_key, ciphertext)
-        info = b"kars-mesh-v1 epoch ML-KEM-768" + offer.epoch.to_bytes(4, "big") + transcript
-        return primitives.hkdf(secret, salt=root, info=info, length=32)
 
     def dump(self) -> bytes:
         """Return the state. It is secret."""
@@ -197,6 +192,18 @@ class PostQuantumRatchet:
             answer = decode(reader, kind=2)
             ratchet._answer = answer if isinstance(answer, Answer) else None
         return ratchet
+
+
+def new_kem_key() -> MLKEM768PrivateKey:
+    """Make the key of an offer."""
+    return MLKEM768PrivateKey.generate()
+
+
+def next_key(root: bytes, secret: bytes, offer: Offer, ciphertext: bytes) -> bytes:
+    """Return the key of the epoch after the one whose key is `root`."""
+    transcript = primitives.sha256(offer.public_key, ciphertext)
+    info = b"kars-mesh-v1 epoch ML-KEM-768" + offer.epoch.to_bytes(4, "big") + transcript
+    return primitives.hkdf(secret, salt=root, info=info, length=32)
 
 
 def encode(carried: Offer | Answer) -> bytes:

@@ -140,7 +140,8 @@ class Prekeys:
             seed, _, kem = self._kem(kem_id)
             kem_public = kem.public_key
         return PrivatePrekeys(
-            signed=signed, signed_signature=public.signature, one_time=one_time, kem_seed=seed, kem_public=kem_public
+            signed=signed, signed_signature=public.signature, one_time=one_time, kem_seed=seed,
+            kem_public=kem_public,
         )  # fmt: skip
 
     def used(self, *, one_time_id: int | None, kem_id: int | None) -> None:

@@ -108,9 +108,11 @@ class Aead(doubleratchet.AEAD):
     """Secret of the post-quantum ratchet's epoch; set for each message by the session."""
 
     async def encrypt(self, plaintext: bytes, key: bytes, associated_data: bytes) -> bytes:  # type: ignore[override]
+        """As the package calls it."""
         return self.seal(plaintext, key, associated_data)
 
     async def decrypt(self, ciphertext: bytes, key: bytes, associated_data: bytes) -> bytes:  # type: ignore[override]
+        """As the package calls it."""
         return self.open(ciphertext, key, associated_data)
 
     def seal(self, plaintext: bytes, key: bytes, associated_data: bytes) -> bytes:

@@ -178,8 +178,8 @@ class Session:
         """Authenticate and decrypt one message; after an error the session is as before.
 
         Raises:
-            MalformedError: `truncated`, `too_large`, `session_other`; nothing was looked at. Or `body_...`: the
-                *peer* wrote nonsense; it is authentic.
+            MalformedError: `truncated`, `too_large`, `session_other`; nothing was looked at. Or `body_...`:
+                the *peer* wrote nonsense; it is authentic.
             ForgedError: `header_forged`, `message_forged`.
             ReplayedError: `message_replayed`, `message_number_used`.
             CloneSuspectedError: `message_number_reused`.

@@ -5,8 +5,8 @@
              | 3 | rejection
 
 Order, always: authenticate, decide, move in memory, persist, release. When persisting fails, the moved state
-is dropped and read again from disk; nothing was released. One-time prekeys go in the same transaction in which
-the session that used them is first written.
+is dropped and read again from disk; nothing was released. One-time prekeys go in the same transaction in
+which the session that used them is first written.
 
 Several sessions with one peer can exist: both may knock at once, a peer may lose its state, an attacker may
 replay. A new session never displaces one that works. We send in the newest session that the *peer* was last
@@ -211,8 +211,8 @@ class Sessions:
             )
         known.learn(verified.statement, post_quantum=bundle.kem_prekey is not None)
         started = handshake.initiate(
-            self.me.identity, own=self.me.name, statement=self.me.statement, verified=verified, purpose=purpose,
-            now=self._clock(),
+            self.me.identity, own=self.me.name, statement=self.me.statement, verified=verified,
+            purpose=purpose, now=self._clock(),
         )  # fmt: skip
         session, message = Session.initiate(
             peer=peer, peer_key=verified.statement.identity_key, keys=started.keys,
@@ -321,7 +321,8 @@ class Sessions:
             signed_id=shake.signed_prekey_id, one_time_id=shake.one_time_id, kem_id=kem_id
         )
         session, payload = Session.accept(
-            peer=knock.sender, peer_key=statement.identity_key, own_ratchet_key=private.signed, message=message,
+            peer=knock.sender, peer_key=statement.identity_key, own_ratchet_key=private.signed,
+            message=message,
             keys=handshake.accept(self.me.identity, knock=knock, statement=statement, private=private),
             created=now, post_quantum=not classic,
         )  # fmt: skip

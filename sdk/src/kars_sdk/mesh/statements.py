@@ -115,8 +115,7 @@ class TrustKeys:
 def _parse(data: bytes) -> Statement:
     try:
         document = _json(data)
-        if set(document) != _MEMBERS or not isinstance(document["serial"], int):
-            raise ValueError("members")
+        serial = _serial(document)
         key = _base64url(document["identityKey"])
         primitives.x25519_of_ed25519(key)
         return Statement(
@@ -124,10 +123,17 @@ def _parse(data: bytes) -> Statement:
             identity_key=key,
             not_before=_time(document["notBefore"]),
             not_after=_time(document["notAfter"]),
-            serial=document["serial"],
+            serial=serial,
         )
     except (KeyError, TypeError, ValueError, RecursionError, HandshakeError) as exc:
         raise IdentityError("statement_malformed", "the identity statement is not as documented") from exc
+
+
+def _serial(document: dict[str, Any]) -> int:
+    serial = document["serial"]
+    if set(document) != _MEMBERS or type(serial) is not int or not 1 <= serial < 1 << 53:
+        raise ValueError("exactly the documented members")
+    return serial
 
 
 def _json(data: bytes) -> dict[str, Any]:

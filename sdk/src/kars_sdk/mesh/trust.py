@@ -1,7 +1,7 @@
 """Who may knock: a decision over plain data, without network or disk.
 
-The platform hands in a policy (edges of the TrustGraph, threshold, rates, purposes). What it does not allow, is
-refused: no edge, no session; nothing known about a peer is a score of 0, below every threshold above 0.
+The platform hands in a policy (edges of the TrustGraph, threshold, rates, purposes). What it does not allow
+is refused: no edge, no session; nothing known about a peer is a score of 0, below every threshold above 0.
 """
 
 import json
@@ -17,8 +17,8 @@ MAX_POLICY_BYTES = 4 * 1024 * 1024
 MAX_SCORE = 1000
 DEFAULT_THRESHOLD = 500
 _MEMBERS = {
-    "threshold", "edges", "requireEdge", "deniedPeers", "purposes", "knocksPerMinute", "knocksPerMinutePerPeer",
-    "allowClassic",
+    "threshold", "edges", "requireEdge", "deniedPeers", "purposes", "knocksPerMinute",
+    "knocksPerMinutePerPeer", "allowClassic",
 }  # fmt: skip
 
 
@@ -65,9 +65,9 @@ class TrustPolicy:
         Raises:
             IdentityError: `trust_policy_invalid`; an unknown member is refused, too.
         """
+        if len(data) > MAX_POLICY_BYTES:
+            raise IdentityError("trust_policy_invalid", f"the mesh policy has {len(data)} bytes")
         try:
-            if len(data) > MAX_POLICY_BYTES:
-                raise ValueError("too large")
             return _policy(json.loads(data.decode()))
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as exc:
             raise IdentityError("trust_policy_invalid", "the mesh policy is not as documented") from exc
@@ -93,8 +93,8 @@ def decide(
 ) -> Decision:
     """Decide a KNOCK whose signature was verified.
 
-    `reputation` is what the registry says, 0 to 1000, or None when it could not be asked. It counts only where
-    the receiver's own edge says nothing; without both, a threshold above 0 refuses.
+    `reputation` is what the registry says, 0 to 1000, or None when it could not be asked. It counts only
+    where the receiver's own edge says nothing; without both, a threshold above 0 refuses.
     """
     if sender in policy.denied_peers:
         return Decision(accepted=False, reason="peer_denied")
