@@ -151,7 +151,7 @@ def _session(authority: IdentityKey, alice: IdentityKey, bob: IdentityKey) -> di
     )
     trust = TrustKeys([TrustKey(public_key=authority.public, trust_domain="kars.test")])
     verified = bundles.verify(bundle, peer=BOB, trust=trust, now=NOW, allow_classic=False)
-    # ML-KEM's encapsulation takes no randomness from outside; its secret and ciphertext are in the file instead.
+    # ML-KEM's encapsulation takes no randomness from outside; secret and ciphertext are in the file instead.
     previous = json.loads(FILE.read_text()) if FILE.exists() else None
     with counted(), _encapsulations(previous) as encapsulated:
         started = handshake.initiate(

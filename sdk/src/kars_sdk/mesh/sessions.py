@@ -256,6 +256,10 @@ class Sessions:
             self.refused[exc.reason] = self.refused.get(exc.reason, 0) + 1
             raise
 
+    def reload(self) -> None:
+        """Forget what is in memory: the disk says where sessions stand."""
+        self._cache.clear()
+
     def forget(self, peer: PeerName) -> None:
         """Drop all sessions with a peer; its pinned key stays."""
         known = self._peer(peer)
@@ -349,6 +353,8 @@ class Sessions:
             )  # fmt: skip
         if decision.accepted:
             return
+        if decision.reason == "trust_unknown":
+            retry = 60  # the registry could not be asked; nothing speaks against the peer
         rejection = knocks.reject(
             self.me.identity, own=self.me.name, knock=knock, reason=decision.reason, retry_after_s=retry,
             at_ms=int(now * 1000),

@@ -103,13 +103,21 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything or nothing; on return it is on disk. An inner one joins the outer one.
+        """Commit everything or nothing; on return it is on disk.
+
+        An inner one joins the outer one: when it fails, its own changes are taken back, and the outer may go
+        on.
 
         Raises:
             StoreError: `state_changed_elsewhere`, `state_not_written`.
         """
         if self._pending is not None:
-            yield
+            before = dict(self._pending)
+            try:
+                yield
+            except BaseException:
+                self._pending = before
+                raise
             return
         self._pending = {}
         try:
