@@ -312,12 +312,16 @@ class MemoryEndpoint:
         self._mesh.ratings[request.peer] = request.score
         return registry_pb2.RatePeerResponse(reputation=registry_pb2.Reputation(score=request.score))
 
-    @contextlib.asynccontextmanager
-    async def attach(self, prove: Prove) -> AsyncIterator["MemoryLink"]:
+    def attach(self, prove: Prove) -> contextlib.AbstractAsyncContextManager["MemoryLink"]:
         """Attach; the proof is checked as a relay checks it."""
+        hello = relay_pb2.Hello(nonce=os.urandom(32), relay="spiffe://kars.test/svc/relay")
+        return self.attach_with(hello, prove)
+
+    @contextlib.asynccontextmanager
+    async def attach_with(self, hello: relay_pb2.Hello, prove: Prove) -> AsyncIterator["MemoryLink"]:
+        """Attach with a hello that was sent already."""
         if "relay" in self._mesh.down:
             raise TransportError("relay_unreachable", "the relay is away")
-        hello = relay_pb2.Hello(nonce=os.urandom(32), relay="spiffe://kars.test/svc/relay")
         connect = prove(hello)
         statement = self._mesh.authority.trust.verify(
             from_statement(connect.identity), now=time.time(), peer=self._peer
