@@ -38,6 +38,9 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
 
+bench-mesh: setup ## mesh cryptography against the AES floor, doubleratchet and vodozemac; writes build/bench/mesh.json
+	@$(BIN)/python tests/bench/mesh/run.py
+
 soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps for each of 5 seeds (SEEDS=, STEPS=)
 	@for seed in $(or $(SEEDS),1 2 3 4 5); do \
 	  KARS_SOAK_SEED=$$seed KARS_SOAK_STEPS=$(or $(STEPS),10000) \
