@@ -34,7 +34,7 @@ from kars_sdk.mesh.errors import (
 )
 from kars_sdk.mesh.frames import Ack, Data, Resend
 from kars_sdk.mesh.inbox import Inbox, Message
-from kars_sdk.mesh.names import PeerName, peer_name
+from kars_sdk.mesh.names import PeerName, peer_name, trust_domain
 from kars_sdk.mesh.outbox import Item, Outbox
 from kars_sdk.mesh.sessions import KNOCK, Rejected, Sessions
 from kars_sdk.mesh.transport import MAX_BATCH_BYTES, MAX_BATCH_ENVELOPES, Link, Outgoing, Refused, Transport
@@ -47,6 +47,7 @@ _TICK_S = 5.0
 _RESEND_EVERY_S = 60.0
 _PERMANENT = frozenset({"edge_forbidden", "payload_too_large", "not_federated", "recipient_unknown"})
 _MAX_EVENTS = 256
+_MAX_RESENDS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +211,16 @@ class MeshClient:
                 self._attached.clear()
 
     def _prove(self, hello: relay_pb2.Hello) -> relay_pb2.Connect:
+        """Answer a hello; only that of our own trust domain's relay.
+
+        Raises:
+            TransportError: `relay_mismatch`.
+        """
+        expected = f"spiffe://{trust_domain(self.name)}/svc/relay"
+        if hello.relay != expected:
+            raise TransportError(
+                "relay_mismatch", f"{hello.relay[:128]!r} answered, expected {expected}", fatal=True
+            )
         return relay_pb2.Connect(
             peer=self.name,
             identity=to_statement(self._membership.statement),
@@ -254,6 +265,10 @@ class MeshClient:
     async def _take(self, link: Link, delivery: relay_pb2.Delivery) -> None:
         """Decrypt and keep a run of envelopes in one transaction; then say so."""
         sender = delivery.sender or None
+        if sender is not None and not _is_name(sender):
+            self._note("refused", "", "peer_name_invalid")
+            await link.ack(delivery.first_seq + len(delivery.envelopes) - 1)
+            return
         await self._ask_about(sender, delivery)
         released: list[Message] = []
         with self._persisting():
@@ -284,7 +299,8 @@ class MeshClient:
             return self._frame(opened.peer, frames.decode(opened.payload))
         except KnockRefusedError as exc:
             self._note("knock_refused", exc.peer, exc.reason)
-            self._answers.append((peer_name(exc.peer), exc.rejection))
+            if exc.rejection:
+                self._answers.append((peer_name(exc.peer), exc.rejection))
         except StoreError:
             raise
         except NoSessionError as exc:
@@ -320,7 +336,11 @@ class MeshClient:
     def _ask_again(self, peer: PeerName) -> None:
         """The peer writes in a session that we do not have: start one of ours, at most once a minute."""
         now = self._clock()
-        if now - self._resend.get(peer, 0) >= _RESEND_EVERY_S:
+        if now - self._resend.get(peer, 0) < _RESEND_EVERY_S:
+            return
+        if len(self._resend) >= _MAX_RESENDS:  # a relay may invent senders; it does not grow our memory
+            self._resend = {each: at for each, at in self._resend.items() if now - at < _RESEND_EVERY_S}
+        if len(self._resend) < _MAX_RESENDS:
             self._resend[peer] = now
             self._resend_due.add(peer)
 
@@ -447,6 +467,14 @@ class MeshClient:
     def _note(self, kind: str, peer: str, reason: str) -> None:
         self.events.append(Event(kind=kind, peer=peer, reason=reason))
         _LOG.debug("mesh: %s %s", kind, reason)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        peer_name(text)
+    except IdentityError:
+        return False
+    return True
 
 
 def _nothing() -> None:
