@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept bench-router clean
+.PHONY: help setup demo test lint fmt proto proto-accept bench-router bench-mesh soak-mesh clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
