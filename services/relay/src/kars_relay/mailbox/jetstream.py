@@ -16,7 +16,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -40,6 +39,8 @@ from kars_relay.mailbox.base import MailboxUsage, NewRun, Reader, Refused, Store
 _LOG = logging.getLogger(__name__)
 _STREAM = "KARS_MESH"
 _BUCKET = "kars-mesh-mailboxes"
+_TURN = "turn."
+"""Prefix of keys whose revision numbers the readers of a mailbox."""
 _MIN_PAYLOAD = 2 * 1024 * 1024
 _DUPLICATE_WINDOW_S = 600.0
 _MAX_AGE_S = 7 * 24 * 3600.0
@@ -240,7 +241,7 @@ class JetStreamMailboxes:
     async def usage(self, after: str, limit: int) -> list[MailboxUsage]:
         """See `MailboxStore`."""
         async with _mapped():
-            keys = await self._kv.keys()
+            keys = [key for key in await self._kv.keys() if not key.startswith(_TURN)]
             entries = [_Entry.load((await self._kv.get(key)).value or b"") for key in keys]
         names = sorted(entry.peer for entry in entries if entry.peer > after)[:limit]
         found = []
@@ -386,7 +387,15 @@ class JetStreamMailboxes:
         earlier = self._readers.get(peer)
         if earlier is not None:
             earlier.close()
-        reader = _JetStreamReader(self._nc, self._js, peer, wake, replaced, lambda: self._forget(peer))
+        reader = _JetStreamReader(
+            nc=self._nc,
+            js=self._js,
+            kv=self._kv,
+            peer=peer,
+            wake=wake,
+            replaced=replaced,
+            on_close=lambda: self._forget(peer),
+        )
         self._readers[peer] = reader
         async with _mapped():
             for task in await reader.start():
@@ -425,6 +434,7 @@ class _JetStreamReader:
 
     nc: Client
     js: JetStreamContext
+    kv: KeyValue
     peer: str
     wake: Callable[[], None]
     replaced: Callable[[], None]
@@ -438,7 +448,9 @@ class _JetStreamReader:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     subscriptions: list[Subscription] = field(default_factory=list)
     fetching: asyncio.Task[None] | None = None
-    token: bytes = field(default_factory=lambda: os.urandom(16))
+    turn: int = 0
+    """Rises with every reader of this mailbox on any replica; 0 until it is known."""
+    latest_turn: int = 0
     acks: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -448,9 +460,12 @@ class _JetStreamReader:
             await self.nc.subscribe(f"mesh.wake.{mailbox}", cb=self._woken),
             await self.nc.subscribe(f"mesh.read.{mailbox}", cb=self._read_elsewhere),
         ]
-        await self.nc.publish(f"mesh.read.{mailbox}", self.token)
+        await self.nc.flush()  # listening before anybody can be told of a later reader
+        self.turn = await self.kv.put(f"{_TURN}{mailbox}", b"")
+        await self.nc.publish(f"mesh.read.{mailbox}", b"%d" % self.turn)
         self.fetching = asyncio.create_task(self._fetch(), name=f"fetch mailbox of {self.peer}")
         purging = asyncio.create_task(self._purge(), name=f"purge mailbox of {self.peer}")
+        self._yield_turn()  # a later one may have spoken before our number was known
         return [self.fetching, purging]
 
     def take(self, max_envelopes: int, max_bytes: int) -> list[StoredRun]:
@@ -492,7 +507,11 @@ class _JetStreamReader:
         self.news.set()
 
     async def _read_elsewhere(self, msg: Msg) -> None:
-        if msg.data != self.token and not self.closed:
+        self.latest_turn = max(self.latest_turn, int(msg.data))
+        self._yield_turn()
+
+    def _yield_turn(self) -> None:
+        if 0 < self.turn < self.latest_turn and not self.closed:
             self.close()
             self.replaced()
 
