@@ -16,6 +16,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -23,7 +24,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import nats
 from kars.mesh.v1 import relay_pb2
 from kars_common.errors import UnavailableError
 from nats.aio.client import Client
@@ -46,7 +46,6 @@ _DUPLICATE_WINDOW_S = 600.0
 _MAX_AGE_S = 7 * 24 * 3600.0
 _PUBLISH_S = 5.0
 _RETRY_FOR_S = 20.0
-_START_S = 15.0
 _RETRY_AFTER_S = 0.2
 _POLL_S = 2.0
 _COUNT_GOOD_FOR_S = 1.0
@@ -102,13 +101,22 @@ class JetStreamMailboxes:
     kind = "jetstream"
 
     def __init__(
-        self, url: str, *, replicas: int = 1, credentials: Path | None = None, refresh_s: float = 5.0
+        self,
+        url: str,
+        *,
+        replicas: int = 1,
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+        refresh_s: float = 5.0,
+        start_s: float = 15.0,
     ) -> None:
         self.totals = Totals()
         self._url = url
         self._replicas = replicas
-        self._credentials = credentials
+        self._token_file = token_file
+        self._ca_file = ca_file
         self._refresh_s = refresh_s
+        self._start_s = start_s
         self._known: set[str] = set()
         self._counts: dict[str, _Counts] = {}
         self._sizes: dict[str, _Sizes] = {}
@@ -125,14 +133,17 @@ class JetStreamMailboxes:
     async def open(self) -> None:
         """See `MailboxStore`."""
         try:
-            self._nc = await nats.connect(
-                self._url.split(","),
-                user_credentials=str(self._credentials) if self._credentials else None,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                error_cb=self._nats_error,
-                name="kars-relay",
-            )
+            # The client tries for ever, which is right while serving; a start says what it cannot reach.
+            async with asyncio.timeout(self._start_s):
+                await self._nc.connect(
+                    self._url.split(","),
+                    token=self._token_file.read_text().strip() if self._token_file else None,
+                    tls=ssl.create_default_context(cafile=str(self._ca_file)) if self._ca_file else None,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    error_cb=self._nats_error,
+                    name="kars-relay",
+                )
             if self._nc.max_payload < _MIN_PAYLOAD:
                 raise UnavailableError(
                     "store_unavailable",
@@ -141,12 +152,14 @@ class JetStreamMailboxes:
             self._js: JetStreamContext = self._nc.jetstream(timeout=_PUBLISH_S)
             await self._create()
         except (NatsError, OSError, TimeoutError) as exc:
-            raise UnavailableError("store_unavailable", f"cannot use JetStream: {exc}") from exc
+            await self._nc.close()
+            message = f"cannot use JetStream at start: {type(exc).__name__}: {exc}"
+            raise UnavailableError("store_unavailable", message) from exc
 
     async def _create(self) -> None:
         """Make stream and bucket, or find them; waits while the servers elect a leader."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + _START_S
+        give_up = loop.time() + self._start_s
         while True:
             try:
                 await self._js.add_stream(self._stream())
