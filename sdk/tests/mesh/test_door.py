@@ -195,7 +195,10 @@ def _forward(method: str) -> Callable[..., Awaitable[Any]]:
     return forward
 
 
-for _method in ("Register", "PublishPrekeys", "TakePrekeys", "GetPrekeyCounts", "Lookup", "Discover"):
+for _method in (
+    "Register", "PublishPrekeys", "TakePrekeys", "GetPrekeyCounts", "Lookup", "Discover", "GetTreeHead",
+    "GetInclusionProof", "GetConsistencyProof",
+):  # fmt: skip
     setattr(GrpcMesh, _method, _forward(_method))
 
 

@@ -389,7 +389,7 @@ class MeshClient:
             if self._sessions.has_session(peer):
                 continue
             try:
-                bundle = await self.directory.take_bundle(peer)
+                bundle = await self._membership.take_bundle(peer)
                 with self._persisting():
                     first = self._sessions.start(bundle, peer, frames.encode(Resend()))
                 self._answers.append((peer, first))
