@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept bench-router clean
+.PHONY: help setup demo test lint fmt proto proto-accept bench-router bench-mesh soak-mesh clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
+
+bench-mesh: setup ## mesh cryptography against the AES floor, doubleratchet and vodozemac; writes build/bench/mesh.json
+	@$(BIN)/python tests/bench/mesh/run.py
+
+soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps for each of 5 seeds (SEEDS=, STEPS=)
+	@for seed in $(or $(SEEDS),1 2 3 4 5); do \
+	  KARS_SOAK_SEED=$$seed KARS_SOAK_STEPS=$(or $(STEPS),10000) \
+	  $(BIN)/pytest -q --timeout 3600 sdk/tests/mesh/test_adversary.py -k long_random_walk || exit 1; done
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

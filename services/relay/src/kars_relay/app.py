@@ -200,6 +200,7 @@ class _Graph:
             recorder=self.recorder,
             metrics=self.metrics,
             limits=SessionLimits(stall_s=settings.stall_s),
+            connect_timeout_s=settings.connect_timeout_s,
         )
         server.add(lambda added, to: added.register(to), door)
         server.add(

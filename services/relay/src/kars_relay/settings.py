@@ -69,6 +69,9 @@ class RelaySettings(ServiceSettings):
     max_connections: int = Field(default=20_000, ge=1)
     """Attached peers at once; each idle one costs about 100 KiB."""
 
+    connect_timeout_s: float = Field(default=10.0, gt=0, le=60)
+    """A client that has not proved who it is within this is ended."""
+
     stall_s: float = Field(default=30.0, gt=0)
     """A client that does not read for this long is ended."""
 
