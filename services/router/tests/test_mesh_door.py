@@ -311,7 +311,7 @@ async def test_the_trust_policy_is_the_signed_one(bench: Bench) -> None:
 async def test_a_relay_that_is_not_the_relay_gets_no_frame(bench: Bench, tmp_path: Path) -> None:
     impostor = FakeRelay(bench.controller.authority)  # type: ignore[abstract]  # serves a part
     service: Callable[[str], Any] = bench.controller.authority.service
-    impostor.authority = type("Other", (), {"service": staticmethod(lambda _name: service("egress"))})()  # type: ignore[assignment]  # the one method that is used
+    impostor.authority = type("Other", (), {"service": staticmethod(lambda _name: service("egress"))})()
     await impostor.start()
     await bench.enforce(bundle(version=2, mesh=mesh_access(impostor.endpoint, both=[FRIEND])))
     answer = await asyncio.to_thread(
