@@ -1,4 +1,4 @@
-"""The local platform's relay: started with an identity of its own, started again, adopted, never left behind."""
+"""The local platform's relay: started with an identity of its own, started again, adopted, not left behind."""
 
 import json
 import os
