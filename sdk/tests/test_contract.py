@@ -33,7 +33,7 @@ def test_unknown_contracts_are_refused(environ: dict[str, str], reason: str) -> 
 
 EXTRAS = {
     "mesh": {"cryptography", "doubleratchet", "x3dh", "xeddsa", "kars", "grpc", "google", "httpx2"},
-    "mcp": {"mcp", "httpx2"},
+    "mcp": {"mcp", "httpx2", "pydantic"},
 }
 """What a part of the sdk may use beside the standard library; each is in its extra of pyproject.toml."""
 

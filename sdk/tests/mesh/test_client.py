@@ -14,7 +14,8 @@ from kars_sdk.mesh.inbox import Inbox
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.outbox import Outbox
 from kars_sdk.mesh.store import Store
-from kars_sdk.mesh.testing import OPEN, Authority, MemoryMesh, name
+from kars_sdk.mesh.testing import OPEN, Authority, name
+from kars_sdk.mesh.testing_mesh import MemoryMesh
 from kars_sdk.mesh.trust import TrustPolicy
 from kars_sdk.mesh.upkeep import Membership, Profile
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -20,8 +19,9 @@ from kars_sdk.mesh.door import Door
 from kars_sdk.mesh.errors import TransportError
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.store import Store
-from kars_sdk.mesh.testing import OPEN, Authority, MemoryLink, MemoryMesh, name
-from kars_sdk.mesh.transport import Outgoing, Registry, Transport
+from kars_sdk.mesh.testing import OPEN, Authority, name
+from kars_sdk.mesh.testing_mesh import MemoryMesh, RouterDoor, outgoing
+from kars_sdk.mesh.transport import Registry, Transport
 from kars_sdk.mesh.trust import TrustPolicy
 from kars_sdk.mesh.upkeep import Membership
 
@@ -31,140 +31,6 @@ WAIT = 10
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-def outgoing(submissions: list[relay_pb2.Submission]) -> list[Outgoing]:
-    return [
-        Outgoing(PeerName(each.to), envelope.id, envelope.payload)
-        for each in submissions
-        for envelope in each.envelopes
-    ]
-
-
-class RouterDoor:
-    """Speaks the door's contract for one agent."""
-
-    def __init__(self, mesh: MemoryMesh, peer: PeerName) -> None:
-        self.mesh, self.peer = mesh, peer
-        self.endpoint = mesh.endpoint(peer)
-        self.link: MemoryLink | None = None
-        self.connect: asyncio.Future[relay_pb2.Connect] | None = None
-        self.last_end: dict[str, str] = {}
-        self.policy = b'{"threshold": 0, "requireEdge": false, "knocksPerMinutePerPeer": 1000}'
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        body = b""
-        while True:
-            event = await receive()
-            body += event.get("body", b"")
-            if not event.get("more_body"):
-                break
-        try:
-            await self.route(scope["path"], body, receive, send)
-        except TransportError as exc:
-            error = {"error": {"message": str(exc), "type": "mesh", "code": exc.reason, "param": None}}
-            await answer(send, 503, json.dumps(error).encode())
-
-    async def route(self, path: str, body: bytes, receive: Receive, send: Send) -> None:
-        match path.split("/")[3:]:
-            case ["policy"]:
-                await answer(send, 200, self.policy)
-            case ["status"]:
-                await answer(send, 200, json.dumps({"peer": self.peer, "lastEnd": self.last_end}).encode())
-            case ["identity"]:
-                request = identity_pb2.IssueStatementRequest.FromString(body)
-                await answer(send, 200, (await self.endpoint.issue_statement(request)).SerializeToString())
-            case ["registry", method]:
-                asked = getattr(registry_pb2, f"{method}Request").FromString(body)
-                found = await self.endpoint.call(method, asked, getattr(registry_pb2, f"{method}Response"))
-                await answer(send, 200, found.SerializeToString())
-            case ["submit"]:
-                await answer(send, 200, await self.submit(relay_pb2.AttachRequest.FromString(body)))
-            case ["ack"]:
-                if self.link is not None:
-                    await self.link.ack(relay_pb2.AttachRequest.FromString(body).ack_through)
-                await answer(send, 204, b"")
-            case ["deliver"]:
-                await self.deliver(receive, send)
-            case _:
-                await answer(send, 404, b"{}")
-
-    async def submit(self, frame: relay_pb2.AttachRequest) -> bytes:
-        if frame.HasField("connect"):
-            if self.connect is None:
-                raise TransportError("mesh_not_attached", "no hello was sent")
-            self.connect.set_result(frame.connect)
-            while self.link is None:
-                await asyncio.sleep(0.001)
-            return relay_pb2.AttachResponse(welcome=self.link.welcome).SerializeToString()
-        if self.link is None:
-            raise TransportError("mesh_not_attached", "not attached")
-        batch = outgoing(list(frame.submissions))
-        receipt = relay_pb2.Receipt(decided_through=len(batch))
-        for refused in await self.link.submit(batch):
-            reason = relay_pb2.REFUSAL_REASON_EDGE_FORBIDDEN
-            receipt.refusals.append(relay_pb2.Refusal(number=refused.index + 1, count=1, reason=reason))
-        return relay_pb2.AttachResponse(receipt=receipt).SerializeToString()
-
-    async def attach(self, frame: Callable[[relay_pb2.AttachResponse], Awaitable[None]]) -> None:
-        """Attach like a router: the relay's hello goes to the agent, the agent's proof to the relay."""
-        self.connect = asyncio.get_running_loop().create_future()
-        hello = relay_pb2.Hello(nonce=b"n" * 32, relay="spiffe://kars.test/svc/relay")
-        await frame(relay_pb2.AttachResponse(hello=hello))
-        proof = await self.connect
-        async with self.endpoint.attach_with(hello, lambda _: proof) as link:
-            self.link = link
-            try:
-                async for each in link.frames():
-                    await frame(each)
-            except TransportError as exc:
-                if exc.fatal:
-                    raise
-            finally:
-                self.link = None
-
-    async def deliver(self, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-        async def disconnected() -> None:
-            await receive()
-
-        gone = asyncio.create_task(disconnected(), name="test-gone")
-
-        async def frame(message: relay_pb2.AttachResponse) -> None:
-            data = message.SerializeToString()
-            data = len(data).to_bytes(4, "big") + data
-            for part in (data[:3], data[3:10], data[10:]):  # borders of chunks mean nothing
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-
-        async def stream() -> None:
-            while True:
-                await self.attach(frame)
-
-        serving = asyncio.create_task(stream(), name="test-stream")
-        await asyncio.wait([gone, serving], return_when=asyncio.FIRST_COMPLETED)
-        for task in (gone, serving):
-            task.cancel()
-        await asyncio.wait([gone, serving])
-        if not serving.cancelled() and isinstance(serving.exception(), TransportError):
-            failure = serving.exception()
-            self.last_end = {"reason": getattr(failure, "reason", ""), "message": str(failure)}
-        self.link = None
-        with contextlib.suppress(Exception):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def answer(send: Send, status: int, body: bytes) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(b"content-length", str(len(body)).encode())],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """Who gets in: every way to attach as somebody else is refused by name."""
 
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -8,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.mesh.v1 import relay_pb2
 from kars_relay.identity import connect_message
 from kars_relay_testkit import MeshWorld, PeerStream, RelayProcess, TestPeer
-
 from kars_relay_testkit.house import House, reason
 
 
@@ -144,11 +144,10 @@ async def test_a_connection_ends_with_the_statement_that_opened_it(house: House)
 
 async def test_mesh_03_a_second_connection_ends_the_first_and_not_itself(house: House) -> None:
     peer, friend = house.world.peer("twice"), house.world.peer("friend")
-    async with house.stream(peer) as first, house.stream(friend) as sender:
-        async with house.stream(peer) as second:
-            assert reason(await first.ended()) == ("peer_replaced", "4006")
-            assert not await sender.send(peer, [b"for the second"])
-            assert (await second.receive(1))[0].payload == b"for the second"
+    async with house.stream(peer) as first, house.stream(friend) as sender, house.stream(peer) as second:
+        assert reason(await first.ended()) == ("peer_replaced", "4006")
+        assert not await sender.send(peer, [b"for the second"])
+        assert (await second.receive(1))[0].payload == b"for the second"
 
 
 async def test_connect_may_not_be_repeated(house: House) -> None:
@@ -164,7 +163,7 @@ async def test_without_a_client_certificate_nobody_is_heard(house: House) -> Non
     options = [("grpc.ssl_target_name_override", "relay.svc.kars.local")]
     credentials = grpc.ssl_channel_credentials(roots)
     async with grpc.aio.secure_channel(f"127.0.0.1:{house.port}", credentials, options=options) as bare:
-        call = bare.stream_stream("/kars.mesh.v1.Relay/Attach")(timeout=2)
+        call: Any = bare.stream_stream("/kars.mesh.v1.Relay/Attach")(timeout=2)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await call.read()
     assert failure.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 from kars.mesh.v1 import relay_pb2
-from kars_relay_testkit import PeerStream, Received, TestPeer
-
-from kars_relay_testkit.house import House, attached, make_house, reason, registered, resident_bytes, stored, texts
+from kars_relay_testkit import PeerStream, TestPeer
+from kars_relay_testkit.house import (
+    House,
+    attached,
+    make_house,
+    reason,
+    registered,
+    resident_bytes,
+    stored,
+    texts,
+)
 
 
 async def test_mesh_05_stored_mail_comes_in_order_after_connect(house: House) -> None:
@@ -68,7 +76,9 @@ async def test_mesh_05_the_time_to_live_is_swept_while_nobody_looks(house: House
         assert texts(await receiver.receive(1)) == [b"long"]
 
 
-async def test_mesh_d13_a_second_copy_of_an_id_is_dropped_even_after_it_was_acknowledged(house: House) -> None:
+async def test_mesh_d13_a_second_copy_of_an_id_is_dropped_even_after_it_was_acknowledged(
+    house: House,
+) -> None:
     alice, frank = await registered(house, "alice", "frank")
     async with house.stream(alice) as sender, house.stream(frank) as receiver:
         ids = await sender.submit(frank, [b"a", b"b"])

@@ -6,7 +6,6 @@ import os
 from kars.mesh.v1 import relay_pb2
 from kars_relay.policy import Quota
 from kars_relay.quota import SenderQuota
-
 from kars_relay_testkit.house import House, registered, stored, texts
 
 R = relay_pb2.RefusalReason

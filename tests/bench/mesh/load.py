@@ -1,7 +1,7 @@
 """Load for the relay and the echo: closed-loop clients in pairs, each writing and reading at once.
 
-Frames are formed the way a client should: whatever its window allows on this turn of the loop, up to 64 envelopes,
-no timer. Acknowledgements ride on the next frame.
+Frames are formed the way a client should: whatever its window allows on this turn of the loop, up to 64
+envelopes, no timer. Acknowledgements ride on the next frame.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ is passed over, and what comes late is delivered late rather than lost.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kars_sdk.mesh import frames
 from kars_sdk.mesh.codec import Reader, Writer
@@ -111,6 +111,12 @@ class Inbox:
         released = [self._keep(peer, data)]
         return released + self._advance(key, peer, order, force=False)
 
+    async def add_local(self, peer: PeerName, kind: str, body: bytes) -> None:
+        """Tell the application something about a peer that did not come as one message: a whole file."""
+        with self._store.transaction():
+            message = self._keep(peer, Data(b"", 0, int(self._clock() * 1000), kind, body))
+        await self.release([message])
+
     def pass_gaps(self) -> list[Message]:
         """Release what has waited for longer than patience has; inside a transaction."""
         released: list[Message] = []
@@ -200,7 +206,8 @@ class Inbox:
             received_at=self._clock(),
         )  # fmt: skip
         self._next += 1
-        record = Writer().text(peer).u64(int(message.received_at * 1000)).raw(frames.encode(data)).bytes()
+        stored = frames.encode(replace(data, stream=bytes(frames.STREAM_BYTES), number=0))
+        record = Writer().text(peer).u64(int(message.received_at * 1000)).raw(stored).bytes()
         self._store.put(_MESSAGE, message.number.to_bytes(8, "big"), record)
         self._store.put(_NEXT, b"", message.number.to_bytes(8, "big"))
         return message

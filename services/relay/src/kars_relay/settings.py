@@ -63,6 +63,10 @@ class RelaySettings(ServiceSettings):
     nats_credentials_file: Path | None = None
     """NATS credentials (JWT and seed); None for a server that asks for none."""
 
+    serve_registry: bool = True
+    """Whether this replica serves the registry. Of several replicas exactly one does: its files are the
+    registry and the log that proves it."""
+
     nats_replicas: int = Field(default=1, ge=1, le=5)
     """How many NATS servers keep each mailbox."""
 

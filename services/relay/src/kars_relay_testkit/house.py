@@ -63,7 +63,7 @@ def reason(failure: grpc.aio.AioRpcError) -> tuple[str, str]:
 
 def texts(received: Sequence[Received]) -> list[bytes]:
     """Return payloads."""
-    return [item.payload for item in received]  # type: ignore[attr-defined]
+    return [item.payload for item in received]
 
 
 async def registered(house: House, *names: str) -> list[TestPeer]:

@@ -40,8 +40,8 @@ def write_rows(db: sqlite3.Connection, statement: str, rows: Sequence[Sequence[o
     """Execute `statement` once for many rows.
 
     sqlite3 lets go of the interpreter for every execution, and a busy event loop gives it back late: one
-    statement of many rows costs one such wait, `executemany` costs one a row (measured: commits under load took
-    27 ms with it).
+    statement of many rows costs one such wait, `executemany` costs one a row (measured: commits under load
+    took 27 ms with it).
 
     Args:
         db: within a transaction.

@@ -285,8 +285,11 @@ class SqliteMailboxes:
 
     # --- delivering ---------------------------------------------------------------------------------------
 
-    async def reader(self, peer: str, wake: Callable[[], None]) -> Reader:
-        """See `MailboxStore`."""
+    async def reader(
+        self, peer: str, wake: Callable[[], None], replaced: Callable[[], None] = lambda: None
+    ) -> Reader:
+        """See `MailboxStore`; there is no other replica."""
+        del replaced
         mailbox = self._mailboxes[peer]
         if mailbox.reader is not None:
             mailbox.reader.close()
@@ -505,7 +508,8 @@ class SqliteMailboxes:
     @staticmethod
     def _pending(batch: _Batch) -> bool:
         parts: Iterable[object] = (
-            batch.waiting, batch.places, batch.done, batch.statements, batch.dropped_runs, batch.dropped_recent,
+            batch.waiting, batch.places, batch.done, batch.statements, batch.dropped_runs,
+            batch.dropped_recent,
         )  # fmt: skip
         return any(parts)
 
