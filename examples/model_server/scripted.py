@@ -27,10 +27,8 @@ class ScriptedModel:
         wish = talk.wish.lower()
         if not request.tools:
             return Answer(text=_short_reply(talk.wish))
-        if "reviewer" in wish and "kars_mesh_send" in request.tool_names:
-            return _hand_over(talk)
-        if "review of it" in wish:
-            return _review(talk)
+        if "kars_mesh_send" in request.tool_names and "review" in wish:
+            return _review(talk) if "review of it" in wish else _hand_over(talk)
         if "delete" in wish:
             return _once(talk, "delete_notes", {"name": "1-timeline.md"})
         if "notes" in wish and "list_notes" in request.tool_names:

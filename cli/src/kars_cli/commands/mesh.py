@@ -8,7 +8,7 @@ import typer
 from kars.audit.v1 import audit_pb2
 from kars.mesh.v1 import relay_pb2
 from kars.policy.v1 import policy_pb2
-from kars_common.errors import InvalidInputError
+from kars_common.errors import FailedPreconditionError, InvalidInputError
 from kars_common.policy import parse_payload
 from kars_common.spiffe import SpiffeId
 from kars_sdk.mesh.identity import fingerprint
@@ -16,6 +16,8 @@ from kars_sdk.mesh.names import peer_name
 from rich.markup import escape
 
 from kars_cli import options, output, stubs
+from kars_cli.chat import ChatClient
+from kars_cli.commands.connect import opened
 from kars_cli.exits import Exit
 from kars_cli.mesh_log import Registered, RegistrationLog
 from kars_cli.output import DataFormat
@@ -27,6 +29,7 @@ Peer = Annotated[str, typer.Argument(metavar="PEER", help="Sandbox: NAME, NAMESP
 OtherPeer = Annotated[
     str | None, typer.Argument(metavar="[OTHER]", help="A second sandbox.", show_default=False)
 ]
+_CHAT_WAIT_S = 20.0
 _MESH_RECORDS = ("mesh.delivered", "mesh.delivery_refused")
 
 
@@ -103,6 +106,33 @@ def inbox(
     ]
     if rows:
         output.table(("Time", "Direction", "Peer", "Envelopes", "Bytes", "How"), rows)
+
+
+@app.command()
+def send(
+    sender: Annotated[
+        str, typer.Argument(metavar="FROM", help="Sandbox whose agent sends: NAME or NAMESPACE/NAME.")
+    ],
+    recipient: Annotated[str, typer.Argument(metavar="TO", help="Sandbox that gets it, or its SPIFFE id.")],
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer.")] = False,
+    form: options.DataOutput = DataFormat.TABLE,
+) -> None:
+    """Let an agent send a message, with its own key and under its own policy. Exit code 1: it was refused."""
+    found = _send(sender, recipient, text, wait=wait)
+    if form is not DataFormat.TABLE:
+        output.data(found, form)
+    elif "error" in found:
+        reason, why = output.clean(str(found["error"])), output.clean(str(found.get("message", "")))
+        output.console().print(
+            f"[bold red]refused[/]: {escape(why)} [dim]\\[{escape(reason)}][/]", soft_wrap=True
+        )
+    else:
+        answer = found.get("reply") or {}
+        said = f": {output.clean(str(answer['content']))}" if "content" in answer else ""
+        output.console().print(f"{found.get('status')}{escape(said)}", soft_wrap=True)
+    if "error" in found:
+        raise typer.Exit(Exit.REFUSED)
 
 
 @app.command()
@@ -226,6 +256,44 @@ def _shown(record: dict[str, Any]) -> dict[str, Any] | None:
         "bytes": record.get("bytes", 0),
         "how": record.get("reason") or record.get("ending") or "delivered",
     }
+
+
+@command
+async def _send(sender: str, recipient: str, text: str, *, wait: bool) -> dict[str, Any]:
+    arguments = {"to_agent": recipient, "content": text, "wait_for_reply": wait}
+    async with Session.open() as session:
+        namespace, name = _named(session, sender).sandbox_ref or ("", "")
+        sandbox = policy_pb2.SandboxRef(namespace=namespace, name=name)
+        client = await opened(session, sandbox, 0, _CHAT_WAIT_S)
+        try:
+            return await _tool(client, "kars_mesh_send", arguments)
+        finally:
+            await client.close()
+
+
+async def _tool(client: ChatClient, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Call a tool of an agent over chat, without its model.
+
+    Raises:
+        FailedPreconditionError: `agent_has_no_mesh_tools`, or what the agent's runtime said.
+    """
+    said, called = "", False
+    async for event in client.say(f"/{name} {json.dumps(arguments)}"):
+        kind = event.get("type")
+        called = called or (kind == "tool_call" and event.get("name") == name)
+        if kind == "delta":
+            said += str(event.get("text", ""))
+        elif kind == "error":
+            return {"error": str(event.get("reason")), "message": str(event.get("message"))}
+    try:
+        found = json.loads(said) if called else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise FailedPreconditionError(
+            "agent_has_no_mesh_tools", "the agent's runtime offers no mesh tools over chat"
+        )
+    return found
 
 
 @command
