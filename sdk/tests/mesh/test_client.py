@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from kars.mesh.v1 import relay_pb2
 from kars_sdk.mesh import frames
 from kars_sdk.mesh.client import MeshClient
 from kars_sdk.mesh.directory import Directory
@@ -378,3 +379,23 @@ async def test_unread_messages_are_there_after_a_restart(mesh: MemoryMesh, tmp_p
         assert [each.text for each in bob.inbox.recently_read()] == ["keep me"]
     async with running(mesh, BOB, tmp_path) as bob:
         assert bob.inbox.unread() == []
+
+
+async def test_a_relay_of_another_organisation_gets_no_proof(
+    mesh: MemoryMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(mesh, ALICE, tmp_path) as alice:
+        with pytest.raises(TransportError) as refused:
+            alice._prove(relay_pb2.Hello(nonce=bytes(32), relay="spiffe://elsewhere.test/svc/relay"))
+        assert (refused.value.reason, refused.value.fatal) == ("relay_mismatch", True)
+
+
+async def test_deliveries_of_invented_senders_change_nothing(mesh: MemoryMesh, tmp_path: Path) -> None:
+    async with running(mesh, ALICE, tmp_path) as alice, running(mesh, BOB, tmp_path) as bob:
+        for number in range(50):
+            for sender in (f"nobody-{number}", str(name(f"ghost-{number}"))):
+                mesh.put(sender, BOB, relay_pb2.Envelope(id=bytes(16), payload=b"\x02" + bytes(200)))
+        await (await alice.send(BOB, "text", b"the only real one")).delivered(WAIT)
+        assert await take(bob) == "the only real one"
+        assert any(event.reason == "peer_name_invalid" for event in bob.events)
+        assert mesh.mailboxes[BOB] == []

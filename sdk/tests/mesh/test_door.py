@@ -10,12 +10,15 @@ from typing import Any
 import grpc
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 from kars.mesh.v1 import identity_pb2, registry_pb2, registry_pb2_grpc, relay_pb2, relay_pb2_grpc
 from kars.mesh.v1.identity_pb2_grpc import MeshIdentityServicer, add_MeshIdentityServicer_to_server
 from kars_sdk.mesh.client import MeshClient
 from kars_sdk.mesh.direct import Direct
 from kars_sdk.mesh.directory import Directory
 from kars_sdk.mesh.door import Door
+from kars_sdk.mesh.door import _frames as frames_of
 from kars_sdk.mesh.errors import TransportError
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.store import Store
@@ -192,7 +195,10 @@ def _forward(method: str) -> Callable[..., Awaitable[Any]]:
     return forward
 
 
-for _method in ("Register", "PublishPrekeys", "TakePrekeys", "GetPrekeyCounts", "Lookup", "Discover"):
+for _method in (
+    "Register", "PublishPrekeys", "TakePrekeys", "GetPrekeyCounts", "Lookup", "Discover", "GetTreeHead",
+    "GetInclusionProof", "GetConsistencyProof",
+):  # fmt: skip
     setattr(GrpcMesh, _method, _forward(_method))
 
 
@@ -236,3 +242,24 @@ async def test_two_agents_talk_over_grpc(authority: Authority, tmp_path: Path) -
             await shared.close()
         for server in servers:
             await server.stop(None)
+
+
+async def chunks(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+@given(st.lists(st.binary(max_size=200), max_size=6), st.booleans())
+async def test_a_stream_of_any_bytes_is_frames_or_an_error(parts: list[bytes], honest: bool) -> None:
+    if honest:
+        parts = [len(part).to_bytes(4, "big") + part for part in parts]
+    with contextlib.suppress(TransportError):
+        async for frame in frames_of(chunks(parts)):
+            assert isinstance(frame, relay_pb2.AttachResponse)
+
+
+async def test_a_frame_that_announces_too_much_is_refused_before_it_is_read() -> None:
+    with pytest.raises(TransportError) as refused:
+        async for _ in frames_of(chunks([b"\xff\xff\xff\xff"])):
+            pass
+    assert refused.value.reason == "frame_too_large"

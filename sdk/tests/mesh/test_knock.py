@@ -401,3 +401,54 @@ def test_a_key_that_a_person_verified_does_not_change_quietly(
         bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
     assert old.value.reason == "statement_rollback"
     renewed.store.close()
+
+
+def test_an_edge_that_is_withdrawn_ends_the_session_it_once_allowed(alice: Agent, bob: Agent) -> None:
+    bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
+    restricted(bob, TrustPolicy(edges=(Edge(source=name("carol"), target=bob.name),)))
+    late = alice.sessions.seal(bob.name, b"still here")
+    with pytest.raises(KnockRefusedError) as refused:
+        bob.sessions.open(late, sender=alice.name)
+    assert (refused.value.reason, refused.value.rejection) == ("edge_missing", b"")
+    restricted(bob, OPEN)
+    assert isinstance(bob.sessions.open(late, sender=alice.name), Opened)
+
+
+def test_an_edge_that_expires_ends_the_session_too(authority: Authority, tmp_path: Path) -> None:
+    now = [time.time()]
+    until = TrustPolicy(edges=(Edge(source=EVERYBODY, target=EVERYBODY, score=600, not_after=now[0] + 600),))
+    alice = Agent.create("alice", authority, tmp_path)
+    bob = Agent.create("bob", authority, tmp_path, policy=until, clock=lambda: now[0])
+    bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
+    now[0] += 601
+    with pytest.raises(KnockRefusedError):
+        bob.sessions.open(alice.sessions.seal(bob.name, b"late"), sender=alice.name)
+    alice.store.close()
+    bob.store.close()
+
+
+def test_the_memory_for_knocks_is_bounded_and_then_refuses(
+    alice: Agent, bob: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kars_sdk.mesh.sessions.MAX_REMEMBERED_KNOCKS", 2)
+    for _ in range(2):
+        bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
+    with pytest.raises(KnockRefusedError) as refused:
+        bob.sessions.open(alice.sessions.start(bob.bundle(), bob.name, b"hello"), sender=alice.name)
+    assert refused.value.reason == "knock_rate_exceeded"
+
+
+def test_defect_2_a_handshake_names_its_prekeys_and_survives_their_rotation(
+    authority: Authority, tmp_path: Path
+) -> None:
+    now = [time.time()]
+    alice = Agent.create("alice", authority, tmp_path)
+    bob = Agent.create("bob", authority, tmp_path, clock=lambda: now[0])
+    bundle = bob.bundle(one_time=False)
+    payload = alice.sessions.start(bundle, bob.name, b"hello")
+    now[0] += 8 * 86400
+    assert bob.bundle().signed_prekey.key_id != bundle.signed_prekey.key_id
+    now[0] -= 8 * 86400 - 60
+    assert isinstance(bob.sessions.open(payload, sender=alice.name), Opened)
+    alice.store.close()
+    bob.store.close()

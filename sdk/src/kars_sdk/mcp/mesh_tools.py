@@ -161,7 +161,7 @@ class _MeshTools:
         file_path: Annotated[str, Field(description="A file of this sandbox.", max_length=4096)],
         description: Annotated[str, Field(description="What it is.", max_length=1024)] = "",
     ) -> str:
-        """Send a file to another agent, encrypted and checked chunk by chunk; it goes on after interruptions."""
+        """Send a file to another agent, encrypted, checked, and resumed after interruptions."""
         peer = await self._agent.resolve(to_agent)
         transfer = await self._agent.send_file(peer, Path(file_path), description=description)
         try:

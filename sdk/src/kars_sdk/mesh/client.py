@@ -12,8 +12,9 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -33,7 +34,7 @@ from kars_sdk.mesh.errors import (
 )
 from kars_sdk.mesh.frames import Ack, Data, Resend
 from kars_sdk.mesh.inbox import Inbox, Message
-from kars_sdk.mesh.names import PeerName, peer_name
+from kars_sdk.mesh.names import PeerName, peer_name, trust_domain
 from kars_sdk.mesh.outbox import Item, Outbox
 from kars_sdk.mesh.sessions import KNOCK, Rejected, Sessions
 from kars_sdk.mesh.transport import MAX_BATCH_BYTES, MAX_BATCH_ENVELOPES, Link, Outgoing, Refused, Transport
@@ -46,6 +47,7 @@ _TICK_S = 5.0
 _RESEND_EVERY_S = 60.0
 _PERMANENT = frozenset({"edge_forbidden", "payload_too_large", "not_federated", "recipient_unknown"})
 _MAX_EVENTS = 256
+_MAX_RESENDS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,15 @@ class Sent:
         """
         async with asyncio.timeout(timeout_s):
             await asyncio.shield(self.item.delivered)
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """One envelope of a batch, and what to do when nothing is known about it."""
+
+    outgoing: Outgoing
+    again: Callable[[], None]
+    item: Item | None = None
 
 
 class MeshClient:
@@ -200,6 +211,16 @@ class MeshClient:
                 self._attached.clear()
 
     def _prove(self, hello: relay_pb2.Hello) -> relay_pb2.Connect:
+        """Answer a hello; only that of our own trust domain's relay.
+
+        Raises:
+            TransportError: `relay_mismatch`.
+        """
+        expected = f"spiffe://{trust_domain(self.name)}/svc/relay"
+        if hello.relay != expected:
+            raise TransportError(
+                "relay_mismatch", f"{hello.relay[:128]!r} answered, expected {expected}", fatal=True
+            )
         return relay_pb2.Connect(
             peer=self.name,
             identity=to_statement(self._membership.statement),
@@ -244,6 +265,10 @@ class MeshClient:
     async def _take(self, link: Link, delivery: relay_pb2.Delivery) -> None:
         """Decrypt and keep a run of envelopes in one transaction; then say so."""
         sender = delivery.sender or None
+        if sender is not None and not _is_name(sender):
+            self._note("refused", "", "peer_name_invalid")
+            await link.ack(delivery.first_seq + len(delivery.envelopes) - 1)
+            return
         await self._ask_about(sender, delivery)
         released: list[Message] = []
         with self._persisting():
@@ -274,7 +299,8 @@ class MeshClient:
             return self._frame(opened.peer, frames.decode(opened.payload))
         except KnockRefusedError as exc:
             self._note("knock_refused", exc.peer, exc.reason)
-            self._answers.append((peer_name(exc.peer), exc.rejection))
+            if exc.rejection:
+                self._answers.append((peer_name(exc.peer), exc.rejection))
         except StoreError:
             raise
         except NoSessionError as exc:
@@ -288,7 +314,7 @@ class MeshClient:
     def _frame(self, peer: PeerName, frame: frames.Frame) -> list[Message]:
         if isinstance(frame, Data):
             released = self.inbox.accept(peer, frame)
-            self._acks.setdefault((peer, frame.stream), set()).add(frame.number)
+            self._owe(peer, frame.stream, [frame.number])
             return released
         if isinstance(frame, Ack):
             self.outbox.acknowledged(peer, frame)
@@ -310,7 +336,11 @@ class MeshClient:
     def _ask_again(self, peer: PeerName) -> None:
         """The peer writes in a session that we do not have: start one of ours, at most once a minute."""
         now = self._clock()
-        if now - self._resend.get(peer, 0) >= _RESEND_EVERY_S:
+        if now - self._resend.get(peer, 0) < _RESEND_EVERY_S:
+            return
+        if len(self._resend) >= _MAX_RESENDS:  # a relay may invent senders; it does not grow our memory
+            self._resend = {each: at for each, at in self._resend.items() if now - at < _RESEND_EVERY_S}
+        if len(self._resend) < _MAX_RESENDS:
             self._resend[peer] = now
             self._resend_due.add(peer)
 
@@ -336,15 +366,20 @@ class MeshClient:
         now = self._clock()
         self._waiting = {peer: until for peer, until in self._waiting.items() if until > now}
         items = self.outbox.due(set(self._waiting), most=MAX_BATCH_ENVELOPES, most_bytes=MAX_BATCH_BYTES)
-        batch, of_item = self._seal(items)
+        batch = self._seal(items)
         if not batch:
             return False
-        refused = {each.index: each for each in await link.submit(batch)}
-        for index, item in enumerate(of_item):
-            if item is not None and index not in refused:
-                self.outbox.stored(item)
-            elif item is not None:
-                self._refused(item, refused[index])
+        try:
+            refused = {each.index: each for each in await link.submit([each.outgoing for each in batch])}
+        except TransportError:
+            for each in batch:
+                each.again()
+            raise
+        for index, each in enumerate(batch):
+            if each.item is not None and index not in refused:
+                self.outbox.stored(each.item)
+            elif each.item is not None:
+                self._refused(each.item, refused[index])
         return True
 
     async def _open_doors(self) -> None:
@@ -354,7 +389,7 @@ class MeshClient:
             if self._sessions.has_session(peer):
                 continue
             try:
-                bundle = await self.directory.take_bundle(peer)
+                bundle = await self._membership.take_bundle(peer)
                 with self._persisting():
                     first = self._sessions.start(bundle, peer, frames.encode(Resend()))
                 self._answers.append((peer, first))
@@ -368,36 +403,44 @@ class MeshClient:
                 self._note("no_session", peer, exc.reason)
                 self._waiting[peer] = self._clock() + max(exc.retry_after_s, self._min_backoff_s * 2)
 
-    def _seal(self, items: list[Item]) -> tuple[list[Outgoing], list[Item | None]]:
+    def _seal(self, items: list[Item]) -> list[_Sealed]:
         """Encrypt what goes out next, in one transaction: answers, acknowledgements, messages."""
-        batch: list[Outgoing] = []
-        of_item: list[Item | None] = []
-        while self._answers:
-            peer, payload = self._answers.popleft()
-            batch.append(Outgoing(peer, os.urandom(16), payload))
-            of_item.append(None)
+        batch = self._take_answers()
         with self._persisting():
             for peer in [peer for peer in self._resend_due if self._sessions.has_session(peer)]:
                 self._resend_due.discard(peer)
-                batch.append(self._sealed(peer, frames.encode(Resend())))
-                of_item.append(None)
+                batch.append(
+                    _Sealed(self._sealed(peer, frames.encode(Resend())), partial(self._resend_due.add, peer))
+                )
             for (peer, stream), numbers in list(self._acks.items()):
                 chosen = sorted(numbers)[: frames.MAX_ACKS]
                 numbers.difference_update(chosen)
                 if not numbers:
                     del self._acks[peer, stream]
                 if self._sessions.has_session(peer):
-                    batch.append(self._sealed(peer, frames.encode(Ack(stream, tuple(chosen)))))
-                    of_item.append(None)
+                    outgoing = self._sealed(peer, frames.encode(Ack(stream, tuple(chosen))))
+                    batch.append(_Sealed(outgoing, partial(self._owe, peer, stream, chosen)))
             for item in items:
                 if not self._sessions.has_session(item.peer):
                     continue
                 if item.payload is None:
                     sealed = self._sealed(item.peer, frames.encode(item.data))
                     item.payload, item.envelope_id = sealed.payload, sealed.envelope_id
-                batch.append(Outgoing(item.peer, item.envelope_id, item.payload))
-                of_item.append(item)
-        return batch, of_item
+                outgoing = Outgoing(item.peer, item.envelope_id, item.payload)
+                batch.append(_Sealed(outgoing, _nothing, item))
+        return batch
+
+    def _take_answers(self) -> list[_Sealed]:
+        """Take what is sealed already: KNOCKs and rejections."""
+        batch: list[_Sealed] = []
+        while self._answers:
+            answer = self._answers.popleft()
+            again = partial(self._answers.append, answer)
+            batch.append(_Sealed(Outgoing(answer[0], os.urandom(16), answer[1]), again))
+        return batch
+
+    def _owe(self, peer: PeerName, stream: bytes, numbers: Iterable[int]) -> None:
+        self._acks.setdefault((peer, stream), set()).update(numbers)
 
     def _sealed(self, peer: PeerName, frame: bytes) -> Outgoing:
         return Outgoing(peer, os.urandom(16), self._sessions.seal(peer, frame))
@@ -424,6 +467,18 @@ class MeshClient:
     def _note(self, kind: str, peer: str, reason: str) -> None:
         self.events.append(Event(kind=kind, peer=peer, reason=reason))
         _LOG.debug("mesh: %s %s", kind, reason)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        peer_name(text)
+    except IdentityError:
+        return False
+    return True
+
+
+def _nothing() -> None:
+    """A message of the outbox is tried again by itself."""
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -36,11 +36,11 @@ class Directory:
     """Typed calls to a registry."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
 
     async def statement(self, identity: IdentityKey, peer: PeerName) -> SignedStatement:
         """Ask the controller for a statement about our key."""
-        answer = await self._registry.issue_statement(
+        answer = await self.registry.issue_statement(
             identity_pb2.IssueStatementRequest(
                 identity_key=identity.public, possession_proof=identity.possession_proof(peer)
             )
@@ -53,14 +53,14 @@ class Directory:
             identity=to_statement(statement), capabilities=capabilities, presence_visible=visible
         )
         try:
-            await self._registry.call("Register", request, registry_pb2.RegisterResponse)
+            await self.registry.call("Register", request, registry_pb2.RegisterResponse)
         except TransportError as exc:
             if exc.reason != "key_change_needs_rotate":
                 raise
             # The old key is gone with the old state: the registration shows the break to every peer.
             rotate = registry_pb2.RotateRequest(identity=to_statement(statement))
-            await self._registry.call("Rotate", rotate, registry_pb2.RotateResponse)
-            await self._registry.call("Register", request, registry_pb2.RegisterResponse)
+            await self.registry.call("Rotate", rotate, registry_pb2.RotateResponse)
+            await self.registry.call("Register", request, registry_pb2.RegisterResponse)
 
     async def publish(self, publication: Publication) -> PrekeyCounts:
         """Publish prekeys."""
@@ -80,23 +80,26 @@ class Directory:
             )
         if publication.last_resort_kem_prekey is not None:
             request.last_resort_kem_prekey.MergeFrom(_to_kem(publication.last_resort_kem_prekey))
-        answer = await self._registry.call("PublishPrekeys", request, registry_pb2.PublishPrekeysResponse)
+        answer = await self.registry.call("PublishPrekeys", request, registry_pb2.PublishPrekeysResponse)
         return PrekeyCounts(one_time=answer.one_time_left, one_time_kem=answer.one_time_kem_left)
 
     async def counts(self) -> PrekeyCounts:
         """Return how many one-time keys are left."""
-        answer = await self._registry.call(
+        answer = await self.registry.call(
             "GetPrekeyCounts", registry_pb2.GetPrekeyCountsRequest(), registry_pb2.GetPrekeyCountsResponse
         )
         return PrekeyCounts(one_time=answer.one_time_left, one_time_kem=answer.one_time_kem_left)
 
-    async def take_bundle(self, peer: PeerName) -> Bundle:
-        """Take what starts a session with a peer. Not idempotent: it may use up a one-time key."""
-        answer = await self._registry.call(
+    async def take_bundle(self, peer: PeerName) -> tuple[Bundle, registry_pb2.Registration]:
+        """Take what starts a session with a peer, and what the registration log should say about it.
+
+        Not idempotent: it may use up a one-time key.
+        """
+        answer = await self.registry.call(
             "TakePrekeys", registry_pb2.TakePrekeysRequest(peer=peer), registry_pb2.TakePrekeysResponse
         )
         one_time, kem, signed = answer.one_time_prekey, answer.kem_prekey, answer.signed_prekey
-        return Bundle(
+        bundle = Bundle(
             identity=from_statement(answer.registration.identity),
             signed_prekey=SignedPrekey(
                 key_id=signed.key_id, public_key=signed.public_key, signature=signed.signature
@@ -114,10 +117,11 @@ class Directory:
             else None,
             kem_is_last_resort=answer.kem_is_last_resort,
         )
+        return bundle, answer.registration
 
     async def discover(self, capability: str = "") -> list[PeerInfo]:
         """Return the peers that we may write to and that offer a capability; empty for all."""
-        answer = await self._registry.call(
+        answer = await self.registry.call(
             "Discover",
             registry_pb2.DiscoverRequest(capability=capability, page_size=_MAX_PEERS),
             registry_pb2.DiscoverResponse,
@@ -138,19 +142,19 @@ class Directory:
 
     async def presence(self, peer: PeerName) -> str:
         """Return `attached`, `recent`, `away`, or `unspecified` for a peer that does not say."""
-        answer = await self._registry.call(
+        answer = await self.registry.call(
             "GetPresence", registry_pb2.GetPresenceRequest(peer=peer), registry_pb2.GetPresenceResponse
         )
         return registry_pb2.Presence.Name(answer.presence).removeprefix("PRESENCE_").lower()
 
     async def rate(self, peer: PeerName, score: int) -> None:
         """Say how a session with a peer went, 0 to 1000."""
-        await self._registry.call(
+        await self.registry.call(
             "RatePeer", registry_pb2.RatePeerRequest(peer=peer, score=score), registry_pb2.RatePeerResponse
         )
 
     async def _lookup(self, peer: PeerName) -> registry_pb2.LookupResponse:
-        return await self._registry.call(
+        return await self.registry.call(
             "Lookup", registry_pb2.LookupRequest(peer=peer), registry_pb2.LookupResponse
         )
 

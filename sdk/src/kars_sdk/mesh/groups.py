@@ -86,7 +86,7 @@ class Groups:
             raise PayloadError(
                 "group_name_invalid", f"a group's name has 1 to {MAX_NAME} printable characters"
             )
-        if len(self._store.items(_GROUP)) >= MAX_GROUPS:
+        if self._store.count(_GROUP) >= MAX_GROUPS:
             raise PayloadError("too_many_groups", f"an agent is in at most {MAX_GROUPS} groups")
         group = Group(
             group_id=os.urandom(16), name=name, owner=self._own, version=1, members=members | {self._own}
@@ -122,7 +122,7 @@ class Groups:
             raise PayloadError("group_not_theirs", f"{sender} speaks for a group of {group.owner}")
         record = self._store.get(_GROUP, group.group_id)
         if record is None:
-            if len(self._store.items(_GROUP)) >= MAX_GROUPS:
+            if self._store.count(_GROUP) >= MAX_GROUPS:
                 raise PayloadError("too_many_groups", f"an agent is in at most {MAX_GROUPS} groups")
             return self._keep(group)
         known = Group.decode(record)

@@ -45,6 +45,8 @@ KEPT_SESSIONS = 4
 """Sessions kept with one peer; the one that was silent longest is forgotten first."""
 
 MAX_REMEMBERED_KNOCKS = 20_000
+_SWEEP_EVERY_S = 600.0
+_ALLOWED_FOR_S = 5.0
 _SESSION, _PEER, _SEEN = "session", "peer", "knock"
 
 
@@ -148,6 +150,8 @@ class Sessions:
         self._reputation = reputation
         self._limiter = KnockLimiter(clock)
         self._cache: dict[bytes, Session] = {}
+        self._sweep_at = 0.0
+        self._allowed: dict[PeerName, tuple[TrustPolicy, float]] = {}
 
     def has_session(self, peer: PeerName) -> bool:
         """Tell whether messages to a peer can be encrypted now."""
@@ -294,6 +298,7 @@ class Sessions:
             raise NoSessionError("session_unknown", "the message belongs to no session that is kept")
         if sender is not None and sender != session.peer:
             raise MalformedError("sender_mismatch", "the relay names another sender than the session's peer")
+        self._still_allowed(session.peer)
         with self._moving(session):
             payload = session.decrypt(message)
             known = self._peer(session.peer)
@@ -302,6 +307,23 @@ class Sessions:
                 known.sessions.insert(0, session.session_id)
                 self._store.put(_PEER, session.peer.encode(), known.dump())
         return Opened(peer=session.peer, payload=payload, session_id=session.session_id, new_session=False)
+
+    def _still_allowed(self, peer: PeerName) -> None:
+        """Refuse a peer whose edge was withdrawn after it had been let in.
+
+        Raises:
+            KnockRefusedError: `edge_missing`, `peer_denied`. There is no rejection to send: it has a session.
+        """
+        now = self._clock()
+        policy, until = self._allowed.get(peer, (None, 0.0))
+        if policy is self.policy and now < until:
+            return
+        reason = trust.withdrawn(self.policy, sender=peer, receiver=self.me.name, now=now)
+        if reason:
+            raise KnockRefusedError(reason, f"{peer} may not write to us any more: {reason}", peer=peer)
+        if len(self._allowed) >= MAX_REMEMBERED_KNOCKS:
+            self._allowed.clear()
+        self._allowed[peer] = (self.policy, now + _ALLOWED_FOR_S)
 
     def _knocked(self, knock: Knock, message: bytes, sender: str | None) -> Opened:
         now = self._clock()
@@ -369,14 +391,17 @@ class Sessions:
 
     def _room(self, now: float) -> bool:
         """Tell whether one more KNOCK can be remembered; forgets those that no kept key fits any more."""
-        seen = self._store.items(_SEEN)
-        if len(seen) < MAX_REMEMBERED_KNOCKS:
+        if self._store.count(_SEEN) < MAX_REMEMBERED_KNOCKS:
             return True
+        if now < self._sweep_at:
+            return False
+        self._sweep_at = now + _SWEEP_EVERY_S
+        seen = self._store.items(_SEEN)
+        old = [name for name, until in seen if int.from_bytes(until, "big") < now]
         with self._store.transaction():
-            for name, until in seen:
-                if int.from_bytes(until, "big") < now:
-                    self._store.delete(_SEEN, name)
-        return len(self._store.items(_SEEN)) < MAX_REMEMBERED_KNOCKS
+            for name in old:
+                self._store.delete(_SEEN, name)
+        return len(seen) - len(old) < MAX_REMEMBERED_KNOCKS
 
     def _rejected(self, data: bytes, sender: str | None) -> Rejected:
         if sender is None:

@@ -53,6 +53,7 @@ class Store:
         keys = primitives.hkdf(key, salt=b"", info=b"kars-mesh-store-v1", length=96)
         self._aead, self._place_key, self._sum_key = AESGCMSIV(keys[:32]), keys[32:64], keys[64:]
         self._index: dict[_Place, int] = {}
+        self._counts: dict[str, int] = {}
         self._pending: dict[_Place, tuple[bytes, bytes | None]] | None = None
         self.version = 0
         self._sum = 0
@@ -92,6 +93,10 @@ class Store:
             "SELECT place, version, sealed FROM record WHERE kind = ?", (kind,)
         ).fetchall()
         return sorted(self._unseal((kind, place), version, sealed) for place, version, sealed in rows)
+
+    def count(self, kind: str) -> int:
+        """Return how many records of a kind are committed; reads nothing."""
+        return self._counts.get(kind, 0)
 
     def put(self, kind: str, name: bytes, value: bytes) -> None:
         """Write a record; inside a transaction."""
@@ -153,10 +158,7 @@ class Store:
             raise StoreError("state_not_written", f"the state could not be written: {exc}") from exc
         self.version, self._sum = version, total
         for place, term in index.items():
-            if term:
-                self._index[place] = term
-            else:
-                self._index.pop(place, None)
+            self._note(place, term)
         self._anchor.write(version)
 
     def _write(
@@ -195,9 +197,16 @@ class Store:
         for kind, place, version, sealed in self._database.execute(
             "SELECT kind, place, version, sealed FROM record"
         ):
-            self._index[kind, place] = self._term((kind, place), version, sealed)
+            self._note((kind, place), self._term((kind, place), version, sealed))
         if sum(self._index.values()) % _MODULUS != self._sum:
             raise StoreError("state_damaged", "records were changed, removed or put back behind our back")
+
+    def _note(self, place: _Place, term: int) -> None:
+        """Enter what a record adds to the sum; 0 for one that is gone."""
+        before = self._index.pop(place, 0)
+        if term:
+            self._index[place] = term
+        self._counts[place[0]] = self._counts.get(place[0], 0) + bool(term) - bool(before)
 
     def _place(self, kind: str, name: bytes) -> _Place:
         return kind, primitives.hmac_sha256(self._place_key, kind.encode() + b"\0" + name)[:16]

@@ -19,6 +19,7 @@ from kars_sdk.mesh.directory import from_statement, to_statement
 from kars_sdk.mesh.errors import TransportError
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.testing import Authority
+from kars_sdk.mesh.testing_log import TreeLog
 from kars_sdk.mesh.transport import Outgoing, Prove, Refused
 
 _Response = TypeVar("_Response", bound=Message)
@@ -41,6 +42,7 @@ class MemoryMesh:
         self.mailboxes: dict[str, list[tuple[int, str, relay_pb2.Envelope]]] = {}
         self.seen: set[tuple[str, str, bytes]] = set()
         self.forbidden: set[tuple[str, str]] = set()
+        self.log = TreeLog(f"{authority.domain}/mesh-registrations")
         self.ratings: dict[str, int] = {}
         self.down: set[str] = set()
         """`registry` or `relay`: what does not answer."""
@@ -109,7 +111,18 @@ class MemoryEndpoint:
         return answer
 
     def _Register(self, request: registry_pb2.RegisterRequest) -> registry_pb2.RegisterResponse:
-        registration = registry_pb2.Registration(identity=request.identity, capabilities=request.capabilities)
+        statement = self._mesh.authority.trust.verify(from_statement(request.identity), now=time.time())
+        index, record = self._mesh.log.append(
+            type="mesh.registered",
+            peer_sha256=primitives.sha256(statement.peer.encode()).hex(),
+            statement_sha256=primitives.sha256(request.identity.statement).hex(),
+            identity_key=statement.identity_key.hex(),
+        )
+        registration = registry_pb2.Registration(
+            identity=request.identity,
+            capabilities=request.capabilities,
+            log_entry=registry_pb2.LogEntry(index=index, record=record),
+        )
         self._mesh.registrations[self._peer] = registration
         return registry_pb2.RegisterResponse(registration=registration)
 
@@ -180,6 +193,22 @@ class MemoryEndpoint:
         """Attach; the proof is checked as a relay checks it."""
         hello = relay_pb2.Hello(nonce=os.urandom(32), relay="spiffe://kars.test/svc/relay")
         return self.attach_with(hello, prove)
+
+    def _GetTreeHead(self, _: registry_pb2.GetTreeHeadRequest) -> registry_pb2.GetTreeHeadResponse:
+        log = self._mesh.log
+        return registry_pb2.GetTreeHeadResponse(signed_note=log.head(), verifier_key=log.verifier_key)
+
+    def _GetInclusionProof(
+        self, request: registry_pb2.GetInclusionProofRequest
+    ) -> registry_pb2.GetInclusionProofResponse:
+        hashes = self._mesh.log.inclusion(request.index, 0, request.tree_size)
+        return registry_pb2.GetInclusionProofResponse(tree_size=request.tree_size, hashes=hashes)
+
+    def _GetConsistencyProof(
+        self, request: registry_pb2.GetConsistencyProofRequest
+    ) -> registry_pb2.GetConsistencyProofResponse:
+        hashes = self._mesh.log.consistency(request.old_size, 0, request.new_size)
+        return registry_pb2.GetConsistencyProofResponse(new_size=request.new_size, hashes=hashes)
 
     @contextlib.asynccontextmanager
     async def attach_with(self, hello: relay_pb2.Hello, prove: Prove) -> AsyncIterator["MemoryLink"]:

@@ -96,12 +96,11 @@ def decide(
     `reputation` is what the registry says, 0 to 1000, or None when it could not be asked. It counts only
     where the receiver's own edge says nothing; without both, a threshold above 0 refuses.
     """
-    if sender in policy.denied_peers:
-        return Decision(accepted=False, reason="peer_denied")
+    reason = withdrawn(policy, sender=sender, receiver=receiver, now=now)
+    if reason:
+        return Decision(accepted=False, reason=reason)
     if purpose not in policy.purposes:
         return Decision(accepted=False, reason="purpose_not_allowed")
-    if policy.require_edge and not any(edge.fits(sender, receiver, now) for edge in policy.edges):
-        return Decision(accepted=False, reason="edge_missing")
     own = [edge.score for edge in policy.edges if edge.fits(receiver, sender, now)]
     if not own and reputation is None and policy.threshold > 0:
         return Decision(accepted=False, reason="trust_unknown")
@@ -109,6 +108,18 @@ def decide(
     if score < policy.threshold:
         return Decision(accepted=False, reason="trust_below_threshold", score=score)
     return Decision(accepted=True, reason="accepted", score=score)
+
+
+def withdrawn(policy: TrustPolicy, *, sender: PeerName, receiver: PeerName, now: float) -> str:
+    """Return why a peer may not write at all, whatever it is trusted with; empty when it may.
+
+    Asked for every message, too: an edge that is taken away ends a session that it once allowed.
+    """
+    if sender in policy.denied_peers:
+        return "peer_denied"
+    if policy.require_edge and not any(edge.fits(sender, receiver, now) for edge in policy.edges):
+        return "edge_missing"
+    return ""
 
 
 @dataclass

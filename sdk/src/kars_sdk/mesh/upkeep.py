@@ -13,10 +13,11 @@ from kars_sdk.mesh.directory import Directory, PrekeyCounts
 from kars_sdk.mesh.errors import IdentityError, TransportError
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.names import PeerName
-from kars_sdk.mesh.prekeys import Prekeys, Publication
+from kars_sdk.mesh.prekeys import Bundle, Prekeys, Publication
 from kars_sdk.mesh.sessions import Me, Sessions
 from kars_sdk.mesh.statements import MAX_STATEMENT_BYTES, SignedStatement, Statement, TrustKeys
 from kars_sdk.mesh.store import Store
+from kars_sdk.mesh.transparency import RegistrationLog
 from kars_sdk.mesh.trust import TrustPolicy
 
 LOW_ONE_TIME, FULL_ONE_TIME = 20, 60
@@ -60,6 +61,7 @@ class Membership:
         self.directory = directory
         self.identity = _identity(store)
         self.profile = profile
+        self.log = RegistrationLog(directory.registry, store, name)
         self._trust = trust
         self._policy = policy
         self._policy_at = 0.0
@@ -112,6 +114,18 @@ class Membership:
     def prekeys_low(self) -> None:
         """Note that the relay said so."""
         self._checked = 0.0
+
+    async def take_bundle(self, peer: PeerName) -> Bundle:
+        """Take what starts a session with a peer, and check that the registry tells everybody the same.
+
+        Raises:
+            TransportError: the registry could not be asked.
+            IdentityError: see `TrustKeys.verify` and `RegistrationLog.check`.
+        """
+        bundle, registration = await self.directory.take_bundle(peer)
+        statement = self.sessions.me.trust.verify(bundle.identity, now=self._clock(), peer=peer)
+        await self.log.check(registration, statement)
+        return bundle
 
     async def learn_reputation(self, peer: PeerName) -> None:
         """Ask the registry about a peer, for decisions of the next minutes.
