@@ -17,6 +17,10 @@ demo: setup ## run the quickstart agent in a sandbox, attack it, print the proof
 test: setup ## run the tests (attacks included), as root or not
 	@$(BIN)/pytest -q
 
+.PHONY: chaos-relay
+chaos-relay: setup ## kill -9 the relay, and one of three replicas with its NATS server, 20 times each under load (KILLS=)
+	@KARS_CHAOS_KILLS=$(or $(KILLS),20) $(BIN)/pytest -q --timeout 900 services/relay/tests/test_chaos.py
+
 lint: setup ## format check, lint, types, import rules, contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -38,7 +42,7 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
 
-bench-mesh: setup ## mesh cryptography against the AES floor, doubleratchet and vodozemac; writes build/bench/mesh.json
+bench-mesh: setup ## mesh cryptography and relay against floors and peers; writes build/bench/mesh.json
 	@$(BIN)/python tests/bench/mesh/run.py
 
 soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps for each of 5 seeds (SEEDS=, STEPS=)

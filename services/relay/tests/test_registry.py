@@ -19,7 +19,7 @@ class Desk:
 
     def __init__(self, house: House, peer: TestPeer) -> None:
         self.peer = peer
-        self.channel = channel(peer.svid, house.port)
+        self.channel = channel(peer.svid, house.port, house.world.trust_domain)
         self.stub = registry_pb2_grpc.RegistryStub(self.channel)
 
     async def __aenter__(self) -> Self:

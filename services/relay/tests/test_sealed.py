@@ -1,4 +1,4 @@
-"""Sealed senders: the relay delivers without a name, for those who hold the recipient's token, and no others."""
+"""Sealed senders: mail without a name, for those who hold the recipient's token, and for no others."""
 
 import hashlib
 import os
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from kars.mesh.v1 import relay_pb2, relay_pb2_grpc
+from kars.mesh.v1 import registry_pb2, registry_pb2_grpc, relay_pb2, relay_pb2_grpc
 from kars_relay_testkit import TestPeer
-from kars_relay_testkit.house import House, make_house, reason, registered, texts
+from kars_relay_testkit.house import House, make_house, reason, registered
 
 
 async def submit(house: House, to: object, token: bytes, payload: bytes) -> relay_pb2.SubmitSealedResponse:
@@ -80,9 +80,9 @@ async def test_the_sealed_listener_serves_nothing_else(house: House) -> None:
     credentials = grpc.ssl_channel_credentials(house.world.authority.trust_bundle_pem)
     address = f"127.0.0.1:{house.relay.ports['sealed']}"
     async with grpc.aio.secure_channel(address, credentials, options=options) as bare:
-        call = relay_pb2_grpc.RelayStub(bare).Attach()
+        registry = registry_pb2_grpc.RegistryStub(bare)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await call.read()
+            await registry.GetTreeHead(registry_pb2.GetTreeHeadRequest(), timeout=5)
         assert reason(failure.value)[0] == "method_not_authorized"
 
 
@@ -100,7 +100,9 @@ async def test_nothing_that_the_relay_keeps_names_a_sealed_sender_or_holds_a_pla
         await refusal(house, bob, b"wrong")
         house.relay.stop()
         kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        names = [path.name for path, data in kept.items() if str(secret_sender.name.segments[-1]).encode() in data]
+        names = [
+            path.name for path, data in kept.items() if str(secret_sender.name.segments[-1]).encode() in data
+        ]
         assert not names
         assert token not in b"".join(kept.values())
         # The envelope itself is in the mailbox's file and nowhere else: no log, no audit record, no index.

@@ -1,4 +1,4 @@
-"""The limit to compare with: a bare grpc.aio stream that sends every frame back. No store, no policy, same mTLS."""
+"""The limit to compare with: a bare grpc.aio stream that sends every frame back. Same mTLS, nothing else."""
 
 import asyncio
 import sys

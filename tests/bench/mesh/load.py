@@ -5,6 +5,7 @@ envelopes, no timer. Acknowledgements ride on the next frame.
 """
 
 import asyncio
+import contextlib
 import os
 import statistics
 import struct
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import nats
 from kars.mesh.v1 import relay_pb2
 from kars_relay.frames.writing import varint
 from kars_relay_testkit import PeerStream, TestPeer, channel
@@ -133,6 +135,109 @@ class EchoClient:
             self._wake.set()
 
 
+class NatsClient:
+    """One NATS connection that publishes to one other and counts what comes; no acknowledgement, no store."""
+
+    def __init__(self, connection: Any, to: str, payload_bytes: int) -> None:
+        self._connection = connection
+        self._to = to
+        self._payload = os.urandom(payload_bytes)
+        self._wake = asyncio.Event()
+        self._partner = 0
+        self.sent = self.delivered = self.refused = 0
+        self.running = True
+
+    @classmethod
+    async def connect(cls, port: int, context: Any, number: int, payload_bytes: int) -> "NatsClient":
+        connection = await nats.connect(
+            f"tls://127.0.0.1:{port}", tls=context, tls_hostname="relay.svc.kars.local", pending_size=8 << 20
+        )
+        client = cls(connection, f"bench.{number ^ 1}", payload_bytes)
+
+        async def received(_message: Any) -> None:
+            client.delivered += 1
+            sender = _NATS.get(number ^ 1)
+            if sender is not None and sender.sent - client.delivered <= IN_FLIGHT // 2:
+                sender._wake.set()
+
+        await connection.subscribe(f"bench.{number}", cb=received)
+        await connection.flush()
+        _NATS[number] = client
+        client._partner = number ^ 1
+        return client
+
+    async def write(self) -> None:
+        while self.running:
+            partner = _NATS.get(self._partner)
+            room = IN_FLIGHT - (self.sent - (partner.delivered if partner else 0))
+            if room <= 0 or partner is None:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await self._wake.wait()
+                continue
+            for _ in range(min(room, BATCH)):
+                await self._connection.publish(self._to, self._payload)
+                self.sent += 1
+            await asyncio.sleep(0)
+
+    async def read(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        _NATS.clear()
+        await self._connection.close()
+
+
+_NATS: dict[int, NatsClient] = {}
+
+
+async def paced(
+    streams: list[PeerStream], peers: list[TestPeer], payload_bytes: int, *, per_s: int, seconds: float
+) -> Tally:
+    """Send single envelopes at an even pace and time each from before its write until it is read."""
+    tally = Tally(seconds=seconds)
+    sent_at: dict[bytes, float] = {}
+    writing = {id(stream): asyncio.Lock() for stream in streams}  # gRPC takes one write at a time
+
+    async def read(stream: PeerStream) -> None:
+        while (frame := await stream.call.read()) is not grpc.aio.EOF:
+            now = time.perf_counter()
+            response = relay_pb2.AttachResponse.FromString(frame)
+            last = 0
+            for run in response.deliveries:
+                last = run.first_seq + len(run.envelopes) - 1
+                for envelope in run.envelopes:
+                    begun = sent_at.pop(envelope.id, None)
+                    if begun is not None:  # others were left over from an earlier window
+                        tally.latencies_s.append(now - begun)
+                        tally.envelopes += 1
+            if last:
+                async with writing[id(stream)]:
+                    await stream.call.write(b"\x18" + varint(last))
+
+    tasks = [asyncio.create_task(read(stream)) for stream in streams]
+    payload = os.urandom(payload_bytes)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number in range(int(per_s * seconds)):
+        await asyncio.sleep(max(0.0, begun + number / per_s - loop.time()))
+        place = number % len(streams)
+        envelope = relay_pb2.Envelope(id=os.urandom(16), payload=payload)
+        submission = relay_pb2.Submission(to=str(peers[place ^ 1]), envelopes=[envelope])
+        frame = relay_pb2.AttachRequest(submissions=[submission]).SerializeToString()
+        sent_at[envelope.id] = time.perf_counter()
+        async with writing[id(streams[place])]:
+            await streams[place].call.write(frame)
+    async with asyncio.timeout(10):
+        while sent_at:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return tally
+
+
 def raw_attach(opened: grpc.aio.Channel) -> Any:
     """Return a call of `Relay.Attach` that writes bytes and reads bytes."""
     return opened.stream_stream("/kars.mesh.v1.Relay/Attach")()
@@ -150,9 +255,7 @@ async def attach_raw(peer: TestPeer, port: int) -> PeerStream:
     return stream
 
 
-async def closed_loop(
-    clients: list[Any], cpu_s: Any, *, warmup_s: float, seconds: float
-) -> Tally:
+async def closed_loop(clients: list[Any], cpu_s: Any, *, warmup_s: float, seconds: float) -> Tally:
     """Run clients for a while and count what arrived in the middle of it."""
     tasks = [asyncio.create_task(work) for client in clients for work in (client.write(), client.read())]
     await asyncio.sleep(warmup_s)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 OUT = ROOT / "build" / "bench" / "mesh.json"
-PARTS = ("crypto",)
+PARTS = ("crypto", "relay")
 
 
 def main() -> int:

@@ -125,6 +125,12 @@ class PeerStream:
                 self._take(await self._next())
         return self.refusals
 
+    async def progress(self, beyond: int, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until more than `beyond` envelopes are decided."""
+        async with asyncio.timeout(timeout_s):
+            while self.decided <= beyond:
+                self._take(await self._next())
+
     async def send(
         self, to: object, payloads: Sequence[bytes], *, ids: Sequence[bytes] | None = None, ttl_s: int = 0
     ) -> list[relay_pb2.Refusal]:

@@ -150,7 +150,7 @@ def _submission(frame: bytes, place: int, end: int) -> Run:
         largest = max(largest, payload)
         ids.append(frame[start + 2 : start + 18])
         ends.append(place - first)
-        # Padded envelopes are alike but for id and payload: the next ones pass by comparison of what is between.
+        # Padded envelopes are alike but for id and payload: the next pass by comparing what is between.
         head, tail, whole = frame[begun : start + 2], frame[start + 18 : body], place - begun
         id_place, tail_place, tail_end = start + 2 - begun, start + 18 - begun, body - begun
         while (

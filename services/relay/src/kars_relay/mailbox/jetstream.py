@@ -44,6 +44,7 @@ _DUPLICATE_WINDOW_S = 600.0
 _MAX_AGE_S = 7 * 24 * 3600.0
 _PUBLISH_S = 5.0
 _RETRY_FOR_S = 20.0
+_START_S = 15.0
 _RETRY_AFTER_S = 0.2
 _POLL_S = 2.0
 _COUNT_GOOD_FOR_S = 1.0
@@ -56,7 +57,7 @@ Outcome = list[list[Refused]]
 
 @dataclass(slots=True)
 class _Counts:
-    """How many messages of a mailbox the stream held at a moment, by sender, and what came from here since."""
+    """How many messages of a mailbox the stream held at a moment, by sender, plus ours since."""
 
     by_sender: dict[str, int]
     at_s: float
@@ -136,12 +137,26 @@ class JetStreamMailboxes:
                     f"the NATS server takes {self._nc.max_payload} bytes; set max_payload to {_MIN_PAYLOAD}",
                 )
             self._js: JetStreamContext = self._nc.jetstream(timeout=_PUBLISH_S)
-            await self._js.add_stream(self._stream())
-            self._kv: KeyValue = await self._js.create_key_value(
-                bucket=_BUCKET, history=1, replicas=self._replicas
-            )
+            await self._create()
         except (NatsError, OSError, TimeoutError) as exc:
             raise UnavailableError("store_unavailable", f"cannot use JetStream: {exc}") from exc
+
+    async def _create(self) -> None:
+        """Make stream and bucket, or find them; waits while the servers elect a leader."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _START_S
+        while True:
+            try:
+                await self._js.add_stream(self._stream())
+                self._kv: KeyValue = await self._js.create_key_value(
+                    bucket=_BUCKET, history=1, replicas=self._replicas
+                )
+            except (NatsError, TimeoutError):
+                if loop.time() > give_up:
+                    raise
+                await asyncio.sleep(_RETRY_AFTER_S)
+            else:
+                return
 
     def _stream(self) -> api.StreamConfig:
         return api.StreamConfig(
