@@ -356,3 +356,36 @@ def test_defect_3_a_bundle_with_a_low_order_point_is_refused(alice: Agent, bob: 
         with pytest.raises(HandshakeError) as refused:
             alice.sessions.start(bad, bob.name, b"hello")
         assert refused.value.reason == "low_order_point"
+
+
+def test_a_forged_message_costs_no_read_from_disk(
+    alice: Agent, bob: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair(alice, bob)
+    message = b"\x02" + ours.encrypt(b"good")
+    monkeypatch.setattr(Session, "load", refuse)
+    for at in (30, len(message) - 1):
+        with pytest.raises(ForgedError):
+            bob.sessions.open(flipped(message, at), sender=alice.name)
+    result = bob.sessions.open(message, sender=alice.name)
+    assert isinstance(result, Opened)
+    with pytest.raises(ReplayedError):
+        bob.sessions.open(message, sender=alice.name)
+
+
+def test_a_disk_that_fails_releases_nothing_and_the_message_can_be_read_later(
+    alice: Agent, bob: Agent
+) -> None:
+    ours, _ = pair(alice, bob)
+    message = b"\x02" + ours.encrypt(b"good")
+    before = bob.sessions.of(alice.name)[0].dump()
+    bob.store._database.execute("PRAGMA query_only = ON")
+    for work in (
+        lambda: bob.sessions.open(message, sender=alice.name),
+        lambda: bob.sessions.seal(alice.name, b"not released"),
+    ):
+        with pytest.raises(StoreError):
+            work()
+    assert bob.sessions.of(alice.name)[0].dump() == before
+    bob.store._database.execute("PRAGMA query_only = OFF")
+    assert isinstance(bob.sessions.open(message, sender=alice.name), Opened)

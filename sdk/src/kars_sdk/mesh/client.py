@@ -197,14 +197,17 @@ class MeshClient:
                 await self._membership.ready()
                 async with self._transport.attach(self._prove) as link:
                     await self._serve(link)
-            except TransportError as exc:
+            except StoreError:
+                raise
+            except MeshError as exc:  # policy or statement that is not believed may be replaced by a good one
                 self._note("transport", "", exc.reason)
-                if exc.fatal:
+                if getattr(exc, "fatal", False):
                     _LOG.warning("the mesh attachment ended for good: %s", exc.reason)
                     raise
+                retry_after_s = getattr(exc, "retry_after_s", 0.0)
                 if asyncio.get_running_loop().time() - started > MAX_BACKOFF_S:
                     backoff = self._min_backoff_s
-                await asyncio.sleep(max(exc.retry_after_s, random.uniform(backoff / 2, backoff)))  # noqa: S311 - jitter, no secret
+                await asyncio.sleep(max(retry_after_s, random.uniform(backoff / 2, backoff)))  # noqa: S311 - jitter, no secret
                 backoff = min(MAX_BACKOFF_S, backoff * 2)
             finally:
                 self._link = None

@@ -22,6 +22,8 @@ from kars_sdk.mesh import bundles, handshake, identity, primitives, trust
 from kars_sdk.mesh import knock as knocks
 from kars_sdk.mesh.codec import Reader, Writer
 from kars_sdk.mesh.errors import (
+    CloneSuspectedError,
+    ForgedError,
     HandshakeError,
     IdentityError,
     KnockRefusedError,
@@ -29,6 +31,7 @@ from kars_sdk.mesh.errors import (
     MeshError,
     NoSessionError,
     ReplayedError,
+    SkippedTooFarError,
 )
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.knock import Knock
@@ -441,12 +444,15 @@ class Sessions:
     def _moving(self, session: Session) -> Iterator[None]:
         """Persist a session that is moved inside; drop it from memory when that, or the move, fails.
 
-        A refused message leaves a session as it was, so dropping it costs a read, no more.
+        A message that does not authenticate leaves a session as it was: forging one must not cost a read
+        from disk, so the session stays in memory then.
         """
         try:
             with self._store.transaction():
                 yield
                 self._store.put(_SESSION, session.session_id, session.dump())
+        except (ForgedError, ReplayedError, CloneSuspectedError, SkippedTooFarError):
+            raise
         except BaseException:
             self._cache.pop(session.session_id, None)
             raise

@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import nats
@@ -168,6 +169,7 @@ class JetStreamMailboxes:
             max_age=_MAX_AGE_S,
             duplicate_window=_DUPLICATE_WINDOW_S,
             allow_msg_ttl=True,
+            allow_direct=True,
         )
 
     async def close(self) -> None:
@@ -500,11 +502,10 @@ class _JetStreamReader:
             self.news.clear()
             try:
                 while len(self.queue) < _QUEUE and self.queued_bytes < _QUEUE_BYTES:
+                    # The leader says whether there is more; any replica then gives what follows at once.
                     raw = await self.js.get_msg(_STREAM, seq=self.next_seq, subject=subject, next=True)
-                    run = _stored(raw)
-                    self.next_seq = run.first_seq + 1
-                    self.queue.append(run)
-                    self.queued_bytes += len(run.body)
+                    self._queue([_stored(raw)])
+                    self._queue(await self._following(subject))
                     self.wake()
             except NotFoundError:
                 pass
@@ -512,9 +513,45 @@ class _JetStreamReader:
                 _LOG.warning("mailbox not read", extra={"error": type(exc).__name__})
                 await asyncio.sleep(_RETRY_AFTER_S)
                 continue
+            except Exception:  # noqa: BLE001  # the boundary of this task: a strange answer must not end delivery
+                _LOG.exception("mailbox not read")
+                await asyncio.sleep(_POLL_S)
+                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await self.news.wait()
+
+    def _queue(self, runs: list[StoredRun]) -> None:
+        for run in runs:
+            self.next_seq = run.first_seq + 1
+            self.queue.append(run)
+            self.queued_bytes += len(run.body)
+
+    async def _following(self, subject: str) -> list[StoredRun]:
+        """Return what follows, as far as the replica that answers has it; the rest is asked for again."""
+        room = _QUEUE_BYTES - self.queued_bytes
+        if room <= 0:
+            return []
+        wanted = {"seq": self.next_seq, "next_by_subj": subject, "batch": _QUEUE, "max_bytes": room}
+        inbox = self.nc.new_inbox()
+        answers = await self.nc.subscribe(inbox)
+        found: list[StoredRun] = []
+        last = "0"
+        try:
+            await self.nc.publish(f"$JS.API.DIRECT.GET.{_STREAM}", json.dumps(wanted).encode(), reply=inbox)
+            while True:
+                msg = await answers.next_msg(timeout=_PUBLISH_S)
+                headers = msg.headers or {}
+                # A status ends the answer; a break in the chain means that a part was lost on the way.
+                if "Status" in headers or headers.get("Nats-Last-Sequence", "0") != last:
+                    return found
+                last = headers["Nats-Sequence"]
+                found.append(_followed(msg))
+        except (NatsError, TimeoutError):
+            return found
+        finally:
+            with suppress(NatsError):
+                await answers.unsubscribe()
 
     async def _purge(self) -> None:
         subject, done = _mailbox_subject(self.peer), 0
@@ -543,6 +580,13 @@ def _stored(raw: api.RawStreamMsg) -> StoredRun:
     at_ms = int(raw.time.timestamp() * 1000) if raw.time is not None else 0
     sender, to = headers.get("Kars-Sender", ""), headers.get("Kars-To", "")
     return StoredRun(raw.seq or 0, 1, sender, to, raw.data or b"", at_ms)
+
+
+def _followed(msg: Msg) -> StoredRun:
+    headers = msg.headers or {}
+    at = datetime.fromisoformat(headers["Nats-Time-Stamp"][:19] + "+00:00")
+    sender, to = headers.get("Kars-Sender", ""), headers.get("Kars-To", "")
+    return StoredRun(int(headers["Nats-Sequence"]), 1, sender, to, msg.data, int(at.timestamp() * 1000))
 
 
 def _full(counts: _Counts, sizes: _Sizes, sender: str, run: NewRun) -> int:
