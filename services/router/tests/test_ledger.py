@@ -136,7 +136,7 @@ class MemoryLog:
     def records(self, start_seq: int = 0) -> list[dict[str, Any]]:
         return list(self.items[start_seq:])
 
-    def append(self, type: str, fields: Any) -> int:  # noqa: A002 - the log's own name for it
+    def append(self, type: str, fields: Any, *, staged: bool = False) -> int:  # noqa: A002 - the log's own name
         self.items.append({"type": type, **fields})
         return len(self.items) - 1
 

@@ -82,3 +82,13 @@ def test_an_endless_event_is_refused() -> None:
         parser = SseParser(1000)
         with pytest.raises(EventTooLargeError):
             [parser.feed(piece) for _ in range(10)]
+
+
+@pytest.mark.parametrize("ending", [b"\n\n", b"\r\n\r\n", b"\r\r\n"])
+def test_a_long_line_in_single_bytes_is_one_event(ending: bytes) -> None:
+    parser = SseParser(1_000_000)
+    found: list[bytes] = []
+    for byte in b"data: " + b"x" * 500_000 + ending:  # copied again for each piece, this would take minutes
+        found += parser.feed(bytes((byte,)))
+    assert found == [b"x" * 500_000]
+    assert not parser.unfinished

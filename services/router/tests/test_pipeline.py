@@ -28,7 +28,7 @@ class Journal:
     def admitted(self, call: Call) -> int:
         return self._note("admitted")
 
-    def ended(self, call: Call, outcome: Outcome) -> int:
+    def ended(self, call: Call, outcome: Outcome, *, awaited: bool) -> int:
         return self._note(f"record:{outcome.ending.value}:{outcome.denial.gate if outcome.denial else ''}")
 
     async def durable(self, seq: int, *, patient: bool = False) -> None:

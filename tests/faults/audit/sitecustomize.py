@@ -36,10 +36,16 @@ def _forget_calls() -> None:
 
     append = AuditLog.append
 
-    def forgetful(log: AuditLog, type: str, fields: Mapping[str, object]) -> int:  # noqa: A002 - as in the original
+    def forgetful(
+        log: AuditLog,
+        type: str,  # noqa: A002 - as in the original
+        fields: Mapping[str, object],
+        *,
+        staged: bool = False,
+    ) -> int:
         if type.startswith("call."):
             return max(0, log.size - 1)
-        return append(log, type, fields)
+        return append(log, type, fields, staged=staged)
 
     AuditLog.append = forgetful  # type: ignore[method-assign, assignment]  # what a fault is
 

@@ -81,7 +81,7 @@ async def test_every_tool_call_of_an_answer_is_on_record(tmp_path: Any) -> None:
         requests = asked(*(("read", f'{{"n":{number}}}') for number in range(count)))
         ToolJudge(lambda text: text).decide(call, requests)
         call.admitted_seq = 0
-        CallRecorder(log).ended(call, Outcome(ending=Ending.COMPLETED))
+        CallRecorder(log).ended(call, Outcome(ending=Ending.COMPLETED), awaited=False)
         kept: list[Any] = [record.get("tool_actions", []) for record in log.records()]
         found = [action for actions in kept for action in actions]
         await log.close()

@@ -91,7 +91,7 @@ async def test_age_ends_a_segment_also_when_the_process_restarted(open_log: Open
     assert len(list(directory.glob("*.jsonl"))) == 2
 
 
-@pytest.mark.parametrize("mode", ["durable", "written"])
+@pytest.mark.parametrize("mode", ["durable", "written", "staged"])
 def test_kill_9_loses_no_acknowledged_record(directory: Path, key: Ed25519PrivateKey, mode: str) -> None:
     acknowledged = 0
     for lines in (1, 40, 7, 150, 3, 90, 25, 60) * 2:
@@ -113,6 +113,63 @@ def test_kill_9_loses_no_acknowledged_record(directory: Path, key: Ed25519Privat
         report = verify_directory(directory, key.public_key())
         assert report.ok, report.finding
     assert acknowledged > 300
+
+
+async def test_a_staged_record_reaches_the_kernel_with_the_next_one_or_the_sync(
+    open_log: OpenLog, directory: Path, key: Ed25519PrivateKey
+) -> None:
+    log = open_log()
+    file = segments.list_segments(directory)[0].path
+    log.append("a", {"n": 0}, staged=True)
+    log.append("a", {"n": 1}, staged=True)
+    assert file.stat().st_size == 0
+    log.append("a", {"n": 2})
+    assert [json.loads(line)["n"] for line in file.read_bytes().splitlines()] == [0, 1, 2]
+    seq = log.append("a", {"n": 3}, staged=True)
+    await log.durable(seq)
+    assert len(file.read_bytes().splitlines()) == 4
+    log.append("a", {"n": 4}, staged=True)
+    assert [record["n"] for record in log.records()] == [0, 1, 2, 3, 4], "a reader sees what was appended"
+    log.append("a", {"n": 5}, staged=True)
+    await log.close()
+    report = verify_directory(directory, key.public_key())
+    assert report.ok, report.finding
+    assert (report.size, report.signed_size) == (6, 6)
+
+
+async def test_staged_records_stay_together_over_rotations(
+    open_log: OpenLog, directory: Path, key: Ed25519PrivateKey
+) -> None:
+    log = open_log(max_segment_bytes=700)
+    waits = [asyncio.create_task(log.durable(log.append("a", {"n": n}, staged=n % 3 > 0))) for n in range(60)]
+    await asyncio.gather(*waits)
+    assert [record["n"] for record in log.records()] == list(range(60))
+    await log.close()
+    assert len(list(directory.glob("*.jsonl"))) > 10
+    report = verify_directory(directory, key.public_key())
+    assert report.ok, report.finding
+
+
+async def test_a_staged_record_that_cannot_be_written_is_never_durable(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log()
+    seq = log.append("a", {}, staged=True)
+
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UnavailableError) as raised:
+            await log.durable(seq)
+    assert raised.value.reason == "audit_unavailable"
+    assert log.failed
+    with pytest.raises(UnavailableError):
+        log.append("a", {})
+    with pytest.raises(UnavailableError):
+        await log.durable(seq)
+    await log.close()
 
 
 class CrashError(BaseException):

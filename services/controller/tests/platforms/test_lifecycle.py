@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -362,3 +363,22 @@ async def test_a_pod_that_could_not_be_prepared_is_tried_again(platform: LocalPl
     directory.groups.rmdir()
 
     await reach(platform, running)
+
+
+async def test_a_pod_whose_word_was_lost_still_takes_plans_and_ends(
+    platform: LocalPlatform, home: Path
+) -> None:
+    await platform.apply(plan())
+    await reach(platform, running)
+    for digest in ("d2", "d3"):
+        await platform._watches[KEY].close()  # as when the supervisor drops a watcher that does not read
+        assert await platform.observe(KEY) is None
+        await platform.apply(plan(digest=digest))
+        await reach(platform, functools.partial(_runs, digest))
+    await platform._watches[KEY].close()
+    await platform.delete(KEY)
+    assert not processes_of(home), "nothing goes on without its directory"
+
+
+def _runs(digest: str, status: PodStatus) -> bool:
+    return running(status) and status.plan_digest == digest

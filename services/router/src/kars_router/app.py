@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.policy.v1 import policy_pb2
-from kars_common import files, telemetry
+from kars_common import files, processes, telemetry
 from kars_common.audit import AuditLog
 from kars_common.errors import FailedPreconditionError, InvalidInputError, UnavailableError
 from kars_common.policy import digest
@@ -51,7 +51,8 @@ from kars_router.pipeline.verdicts import Deny
 from kars_router.providers.config import Provider, ProviderConfigError, ProviderRegistry
 from kars_router.providers.gate import DispatchGate
 from kars_router.providers.health import Health
-from kars_router.providers.upstream import ReqwestUpstream, Upstream
+from kars_router.providers.pool import PooledUpstream
+from kars_router.providers.upstream import Upstream
 from kars_router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
@@ -228,6 +229,7 @@ class RouterApp:
             self.door_app(),
             drain_s=self._settings.drain_s,
             request_timeout_s=self._settings.request_timeout_s,
+            open_files=processes.raise_open_files(),
         )
         self.link.load_policy()
         gc.collect()
@@ -316,7 +318,7 @@ def _defaults(settings: RouterSettings) -> DoorDefaults:
 
 
 def _open_upstream(settings: RouterSettings, provider: Provider) -> Upstream:
-    return ReqwestUpstream(
+    return PooledUpstream(
         connect_timeout_s=settings.connect_timeout_s,
         read_timeout_s=settings.read_timeout_s,
         total_timeout_s=settings.total_timeout_s,

@@ -64,6 +64,7 @@ class GroupCommit:
         self._impatient = False  # somebody in `_gathering` wants the next sync at once
         self._lingering: asyncio.TimerHandle | None = None
         self._failure: str | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.durable = 0
 
     @property
@@ -86,7 +87,9 @@ class GroupCommit:
         while self.durable < position:
             if self._failure is not None:
                 raise UnavailableError("audit_unavailable", self._failure)
-            loop = asyncio.get_running_loop()
+            loop = self._loop
+            if loop is None:  # asking for it costs a system call each time (Python 3.11)
+                loop = self._loop = asyncio.get_running_loop()
             waiter = loop.create_future()
             if self._running is None:
                 self._start([waiter], loop, patient=patient)

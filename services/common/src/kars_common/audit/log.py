@@ -1,10 +1,10 @@
 """The audit log of one service: append, make durable, sign, prove.
 
 One process writes one directory (locked). `append` redacts, encodes, chains and hands the record to the
-kernel before it returns, so a killed process loses nothing that was appended; `durable` waits for the disk,
-which is what must happen before a result is released. Signed heads cover durable records only, so a power
-cut never turns an honest log into one that contradicts its own signature. Any failure to write makes the
-log refuse for ever.
+kernel before it returns, so a killed process loses nothing that was appended. A staged record waits for the
+next one or the next sync; its caller waits for `durable` in any case, which is what must happen before a
+result is released. Signed heads cover durable records only, so a power cut never turns an honest log into one
+that contradicts its own signature. Any failure to write makes the log refuse for ever.
 
 Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close` to its event loop).
 """
@@ -12,6 +12,7 @@ Not thread-safe: all methods belong to one thread (and `durable`, `run`, `close`
 import asyncio
 import contextlib
 import fcntl
+import functools
 import itertools
 import os
 import time
@@ -181,12 +182,14 @@ class AuditLog:
         """Whether the log refuses because a write or sync failed."""
         return self._failure is not None
 
-    def append(self, type: str, fields: Mapping[str, object]) -> int:  # noqa: A002 - the record's own field name
+    def append(self, type: str, fields: Mapping[str, object], *, staged: bool = False) -> int:  # noqa: A002 - the record's own field name
         """Write one record and return its sequence number. Does not wait for the disk.
 
         Args:
             type: What happened, as dotted lower-case words (`call.denied`).
             fields: The record's own fields; secrets are redacted, long strings cut.
+            staged: The kernel gets it with the next record or sync, not now: for a caller that goes on to
+                wait for `durable`, and to whom nothing has happened until then.
 
         Raises:
             InvalidInputError: `audit_type_invalid`, `audit_field_reserved`, `audit_field_invalid` or
@@ -201,7 +204,7 @@ class AuditLog:
         if self._writer.full(now_s, self._limits.max_segment_bytes, self._limits.max_segment_age_s):
             self._rotate()
         try:
-            self._writer.write(line, now_s)
+            self._writer.write(line, now_s, staged=staged)
         except OSError as exc:
             raise self._fail(f"audit log cannot be written: {exc}") from exc
         if seq % recovery.MARK_EVERY == 0:
@@ -254,7 +257,10 @@ class AuditLog:
 
     def _begin_sync(self) -> tuple[int, Sync]:
         self._syncing_edge = self._edge.copy()
-        return self._syncing_edge.size, self._writer.syncer()
+        try:
+            return self._syncing_edge.size, self._writer.syncer()
+        except OSError as exc:
+            return self._syncing_edge.size, functools.partial(_raise, exc)
 
     def _end_sync(self, _position: int, error: OSError | None) -> None:
         self._writer.release()
@@ -284,8 +290,13 @@ class AuditLog:
 
         Raises:
             OutOfRangeError: `audit_seq_out_of_range`, when the start was pruned or is beyond the end.
+            UnavailableError: `audit_unavailable`, when staged records could not be written.
         """
         end_seq = self.size if end_seq is None else min(end_seq, self.size)
+        try:
+            self._writer.flush()
+        except OSError as exc:
+            raise self._fail(f"audit log cannot be written: {exc}") from exc
         found = segments.list_segments(self.directory)
         if not found[0].first_seq <= start_seq <= self.size:
             raise OutOfRangeError(
@@ -438,6 +449,10 @@ class AuditLog:
             self._tree.close()
         finally:
             os.close(self._lock_fd)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _lock(directory: Path) -> int:

@@ -1,5 +1,8 @@
 """The write end of the newest segment: whole lines or nothing, and the turn to the next file.
 
+A line may be staged: it stays in memory until the next line that is not, or the next sync, and goes to the
+kernel with it. One system call then carries the records of many callers who wait for the same sync anyway.
+
 Knows descriptors and sizes, not what a line says; every error is the caller's to act on.
 """
 
@@ -8,6 +11,8 @@ import os
 from collections.abc import Callable
 
 from kars_common.audit.segments import Segment
+
+_MAX_STAGED_BYTES = 256 * 1024
 
 
 class SegmentWriter:
@@ -22,28 +27,44 @@ class SegmentWriter:
             started_s: When its first record was written (wall clock); None while it is empty.
         """
         self._fd = _open(segment)
-        self._size_bytes = size_bytes
+        self._written_bytes = size_bytes
         self._started_s = started_s
+        self._staged = bytearray()
         self._retired: list[int] = []
 
     @property
     def size_bytes(self) -> int:
-        """Length of the segment: where the next line begins."""
-        return self._size_bytes
+        """Length of the segment, staged lines included: where the next line begins."""
+        return self._written_bytes + len(self._staged)
 
     def full(self, now_s: float, max_bytes: int, max_age_s: float) -> bool:
         """Tell whether the segment has records and is too large or too old for another."""
         if self._started_s is None:
             return False
-        return self._size_bytes >= max_bytes or now_s - self._started_s >= max_age_s
+        return self.size_bytes >= max_bytes or now_s - self._started_s >= max_age_s
 
-    def write(self, line: bytes, now_s: float) -> None:
-        """Hand one line to the kernel.
+    def write(self, line: bytes, now_s: float, *, staged: bool = False) -> None:
+        """Hand one line, and what is staged before it, to the kernel; or stage it.
 
         Raises:
             OSError: it could not be written whole; what was written of it is taken out again when possible.
         """
-        data = line + b"\n"
+        self._staged += line
+        self._staged += b"\n"
+        if self._started_s is None:
+            self._started_s = now_s
+        if not staged or len(self._staged) > _MAX_STAGED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what is staged to the kernel.
+
+        Raises:
+            OSError: as for `write`; the staged lines are gone.
+        """
+        if not self._staged:
+            return
+        data, self._staged = self._staged, bytearray()
         try:
             written = os.write(self._fd, data)
         except OSError:
@@ -52,31 +73,35 @@ class SegmentWriter:
         if written != len(data):  # a full disk shows as a short write first
             self._cut_back()
             raise OSError(errno.ENOSPC, f"wrote {written} of {len(data)} bytes")
-        self._size_bytes += written
-        if self._started_s is None:
-            self._started_s = now_s
+        self._written_bytes += written
 
     def _cut_back(self) -> None:
         try:
-            os.ftruncate(self._fd, self._size_bytes)
+            os.ftruncate(self._fd, self._written_bytes)
         except OSError:
             return  # recovery cuts a torn last line as well
 
     def sync(self) -> None:
-        """Make the segment durable; blocks.
+        """Make the segment durable, staged lines included; blocks.
 
         Raises:
             OSError: it failed, and what is on disk is not known.
         """
+        self.flush()
         os.fdatasync(self._fd)
 
     def syncer(self) -> Callable[[], None]:
-        """Return `sync` for the present file, to be called from another thread."""
+        """Flush, and return what makes the present file durable, to be called from another thread.
+
+        Raises:
+            OSError: as for `flush`.
+        """
+        self.flush()
         fd = self._fd
         return lambda: os.fdatasync(fd)
 
     def turn_to(self, segment: Segment, *, in_use: bool) -> None:
-        """Go on in a new segment.
+        """Go on in a new segment; the old one was synced, so nothing is staged.
 
         Args:
             segment: The new one.
@@ -91,7 +116,7 @@ class SegmentWriter:
         else:
             os.close(self._fd)
         self._fd = fd
-        self._size_bytes = 0
+        self._written_bytes = 0
         self._started_s = None
 
     def release(self) -> None:

@@ -1,13 +1,13 @@
 """The wire shapes of this door: error bodies, headers, plain answers. OpenAI's error form throughout."""
 
 import math
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
 
+from kars_router.pipeline.ids import new_trace_id
 from kars_router.pipeline.verdicts import Decision, Deny
 
 Scope = MutableMapping[str, Any]
@@ -26,7 +26,7 @@ def trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == TRACE_HEADER and _TRACE_ID.fullmatch(value):
             return value.decode()
-    return os.urandom(8).hex()
+    return new_trace_id()
 
 
 def error_body(error_type: str, code: str, message: str, param: str | None = None) -> bytes:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from kars.governance.v1 import governance_pb2
 
-from kars_router.pipeline.call import Call, new_call_id
+from kars_router.pipeline.call import Call
+from kars_router.pipeline.ids import new_call_id
 from kars_router.pipeline.verdicts import ADMIT, DecidedBy, Deny, Hold, Verdict
 
 _log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ class Log(Protocol):
     def failed(self) -> bool:
         """Whether the log refuses for ever."""
 
-    def append(self, type: str, fields: Mapping[str, object]) -> int:  # noqa: A002 - the log's own name for it
-        """Write one record; returns its sequence number."""
+    def append(self, type: str, fields: Mapping[str, object], *, staged: bool = False) -> int:  # noqa: A002 - the log's own name for it
+        """Write one record, or stage it until the next sync; returns its sequence number."""
 
     async def durable(self, seq: int, *, patient: bool = False) -> None:
         """Wait until the record is on disk."""
@@ -60,8 +60,11 @@ class CallRecorder:
             fields["day"] = call.reservation_day
         return self._log.append("call.admitted", fields | dict(call.record()))
 
-    def ended(self, call: Call, outcome: Outcome) -> int:
-        """Write `call.settled` for an admitted call, `call.denied` for any other."""
+    def ended(self, call: Call, outcome: Outcome, *, awaited: bool) -> int:
+        """Write `call.settled` for an admitted call, `call.denied` for any other.
+
+        A settlement that its caller goes on to await is staged: the sync that carries it writes it.
+        """
         if call.admitted_seq is None:
             if outcome.denial is None:
                 return -1  # cancelled before any gate had spoken: nothing happened
@@ -83,7 +86,7 @@ class CallRecorder:
         if findings.tool_actions:
             rest = len(findings.tool_actions) % _ACTIONS_A_RECORD or _ACTIONS_A_RECORD
             fields["tool_actions"] = findings.tool_actions[-rest:]
-        return self._log.append("call.settled", fields)
+        return self._log.append("call.settled", fields, staged=awaited)
 
     def refused(self, denial: Deny, fields: Mapping[str, Any]) -> int:
         """Write `call.denied`, or leave it out when there are too many of its kind; returns -1 then."""

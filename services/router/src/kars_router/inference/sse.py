@@ -18,7 +18,7 @@ class SseParser:
     __slots__ = ("_buffer", "_data", "_max_event_bytes", "_size")
 
     def __init__(self, max_event_bytes: int) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         self._data: list[bytes] = []
         self._size = 0
         self._max_event_bytes = max_event_bytes
@@ -29,14 +29,21 @@ class SseParser:
         Raises:
             EventTooLargeError: an event grows over the bound.
         """
-        text = self._buffer + chunk if self._buffer else chunk
+        buffer = self._buffer
+        if b"\n" not in chunk and b"\r" not in chunk and not buffer.endswith(b"\r"):
+            buffer += chunk  # in place: a long line in small pieces is copied once, not once a piece
+            if len(buffer) > self._max_event_bytes:
+                raise EventTooLargeError
+            return []
+        text = bytes(buffer) + chunk if buffer else chunk
         if b"\r" in text:
             # A CR at the very end may be half of a CRLF: leave it for the next feed.
             tail = b"\r" if text.endswith(b"\r") else b""
             text = text[: len(text) - len(tail)].replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
-        *lines, self._buffer = text.split(b"\n")
-        if len(self._buffer) > self._max_event_bytes:
+        *lines, rest = text.split(b"\n")
+        if len(rest) > self._max_event_bytes:
             raise EventTooLargeError
+        self._buffer = bytearray(rest)
         events: list[bytes] = []
         for line in lines:
             if line.startswith(b"data:"):

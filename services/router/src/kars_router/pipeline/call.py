@@ -5,7 +5,6 @@ change it. A subclass adds what its kind of call carries; gates that do not
 apply to a kind let it pass.
 """
 
-import os
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -15,13 +14,9 @@ from kars_router.governance.actions import Action
 from kars_router.inference.output import ChatOutput, Usage
 from kars_router.inference.request import ChatRequest
 from kars_router.pipeline.door import Door
+from kars_router.pipeline.ids import new_call_id
 from kars_router.pipeline.policy import CompiledPolicy, Model
 from kars_router.pipeline.verdicts import Findings
-
-
-def new_call_id() -> str:
-    """Return 26 hexadecimal characters that sort by time."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(7).hex()}"
 
 
 @dataclass(slots=True, kw_only=True)

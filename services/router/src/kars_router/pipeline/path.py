@@ -28,8 +28,8 @@ class Recorder(Protocol):
     def admitted(self, call: Call) -> int:
         """Write that the call passed the entry gates."""
 
-    def ended(self, call: Call, outcome: Outcome) -> int:
-        """Write how the call ended."""
+    def ended(self, call: Call, outcome: Outcome, *, awaited: bool) -> int:
+        """Write how the call ended; `awaited` says that `durable` will be asked for it."""
 
     async def durable(self, seq: int, *, patient: bool = False) -> None:
         """Wait until a record is on disk; a patient caller lets others share the sync."""
@@ -60,6 +60,12 @@ class Path:
         self._recorder = recorder
         self._holds = holds
         self._on_end = on_end
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _later(self, told: Callable[..., None], *arguments: object) -> None:
+        if self._loop is None:  # asking for it costs a system call each time (Python 3.11)
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(told, *arguments)
 
     async def run(self, call: Call) -> Outcome:
         """Walk one call to its end; when this returns, its record is durable.
@@ -75,9 +81,9 @@ class Path:
         try:
             outcome = await self._walk(call, begun)
         except (asyncio.CancelledError, CallerGoneError):
-            self._conclude(call, begun, Outcome(ending=Ending.CANCELLED, status=499))
+            self._conclude(call, begun, Outcome(ending=Ending.CANCELLED, status=499), awaited=False)
             raise
-        seq, outcome = self._conclude(call, begun, outcome)
+        seq, outcome = self._conclude(call, begun, outcome, awaited=True)
         try:
             if seq is not None:
                 crowded = call.door.slots.in_flight >= _CROWDED
@@ -88,46 +94,48 @@ class Path:
         return outcome
 
     async def _walk(self, call: Call, begun: list[Gate]) -> Outcome:
-        for gate in self._entry:
-            denial = await self._pass(gate, call, begun)
-            if denial is not None:
-                return _denied(denial)
+        denial = await self._pass(self._entry, call, begun)
+        if denial is not None:
+            return _denied(denial)
         try:
             call.admitted_seq = self._recorder.admitted(call)
         except Exception as exc:  # noqa: BLE001 - the boundary: what cannot be recorded does not happen
             _log.error("a call could not be recorded", extra={"error": type(exc).__name__})
             return _unrecorded()
-        for gate in self._after:
-            denial = await self._pass(gate, call, begun)
-            if denial is not None:
-                return _denied(denial)
-        return Outcome(ending=Ending.COMPLETED)
+        denial = await self._pass(self._after, call, begun)
+        return Outcome(ending=Ending.COMPLETED) if denial is None else _denied(denial)
 
-    async def _pass(self, gate: Gate, call: Call, begun: list[Gate]) -> Deny | None:
-        begun.append(gate)
-        try:
-            verdict = await gate.admit(call)
-            if isinstance(verdict, Hold):
-                verdict = await self._holds.wait(call, verdict)
-        except CallerGoneError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - the boundary: a gate that raises is a denial
-            _log.error("a gate raised", extra={"gate": gate.name, "error": _describe(exc), "call": call.id})
-            return internal_error().at(gate.name)
-        if isinstance(verdict, Deny):
-            return verdict.at(gate.name)
+    async def _pass(self, gates: Sequence[Gate], call: Call, begun: list[Gate]) -> Deny | None:
+        """Ask gates in order; return the first denial."""
+        for gate in gates:
+            begun.append(gate)
+            try:
+                verdict = await gate.admit(call)
+                if isinstance(verdict, Hold):
+                    verdict = await self._holds.wait(call, verdict)
+            except CallerGoneError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - the boundary: a gate that raises is a denial
+                _log.error(
+                    "a gate raised", extra={"gate": gate.name, "error": _describe(exc), "call": call.id}
+                )
+                return internal_error().at(gate.name)
+            if isinstance(verdict, Deny):
+                return verdict.at(gate.name)
         return None
 
-    def _conclude(self, call: Call, begun: list[Gate], outcome: Outcome) -> tuple[int | None, Outcome]:
+    def _conclude(
+        self, call: Call, begun: list[Gate], outcome: Outcome, *, awaited: bool
+    ) -> tuple[int | None, Outcome]:
         for gate in reversed(begun):
             try:
                 gate.settle(call, outcome)
             except Exception as exc:  # noqa: BLE001 - the boundary: one gate's failure must not skip the others
                 _log.error("a gate failed to settle", extra={"gate": gate.name, "error": _describe(exc)})
         # After this turn of the loop, that is while the disk is at work: counting delays nobody.
-        asyncio.get_running_loop().call_soon(self._on_end, call, outcome, time.monotonic() - call.started)
+        self._later(self._on_end, call, outcome, time.monotonic() - call.started)
         try:
-            return self._recorder.ended(call, outcome), outcome
+            return self._recorder.ended(call, outcome, awaited=awaited), outcome
         except Exception as exc:  # noqa: BLE001 - the boundary: as above
             _log.error("the end of a call could not be recorded", extra={"error": type(exc).__name__})
             return None, _unrecorded()

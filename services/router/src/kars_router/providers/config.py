@@ -11,11 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 
 MAX_FILE_BYTES = 1024 * 1024
 _HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"
+# Printable ASCII: what is configured becomes a line of a request, and must not become two.
+_HEADER_VALUE = r"^[ -~]*$"
+# The same without `?`, `#` and `@`; a host that is not ASCII is written in its xn-- form.
+_BASE_URL = r'^https?://[!"$->A-~]+$'
 
 
 class ProviderConfigError(ValueError):
@@ -32,7 +37,7 @@ class AuthRecipe(_Document):
     """How the key is presented: `format` with `{key}` replaced goes into `header`."""
 
     header: Annotated[str, pydantic.Field(pattern=_HEADER_NAME)] = "Authorization"
-    format: str = "Bearer {key}"
+    format: Annotated[str, pydantic.Field(pattern=_HEADER_VALUE)] = "Bearer {key}"
     key_file: Annotated[str, pydantic.Field(alias="keyFile", min_length=1)]
 
 
@@ -40,15 +45,26 @@ class ProviderEntry(_Document):
     """One OpenAI-compatible endpoint."""
 
     name: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    base_url: Annotated[str, pydantic.Field(alias="baseUrl", pattern=r"^https?://[^\s?#@]+$")]
+    base_url: Annotated[str, pydantic.Field(alias="baseUrl", pattern=_BASE_URL)]
     auth: AuthRecipe | None = None
-    headers: dict[Annotated[str, pydantic.Field(pattern=_HEADER_NAME)], str] = {}
+    headers: dict[
+        Annotated[str, pydantic.Field(pattern=_HEADER_NAME)],
+        Annotated[str, pydantic.Field(pattern=_HEADER_VALUE)],
+    ] = {}
     # Name of the output bound that the endpoint understands; None: by its address.
     max_tokens_field: Annotated[
         Literal["max_tokens", "max_completion_tokens"] | None, pydantic.Field(alias="maxTokensField")
     ] = None
     # PEM roots to verify the endpoint with, besides the public ones; relative to the file.
     ca_file: Annotated[str | None, pydantic.Field(alias="caFile")] = None
+
+    @pydantic.field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0:  # reading the port refuses one that is no number
+            raise ValueError("the address needs a host, and a port from 1 to 65535 if it names one")
+        return url
 
 
 class ProvidersFile(_Document):

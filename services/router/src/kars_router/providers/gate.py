@@ -87,7 +87,7 @@ class DispatchGate:
         configured = [model for model in call.models if self._registry.get(model.provider) is not None]
         if not configured:
             return refusals.not_configured()
-        last: Deny = refusals.not_configured()
+        last: Deny | None = None
         candidates = self._health.order(configured)
         for position, model in enumerate(candidates):
             provider = self._registry.get(model.provider)
@@ -104,7 +104,7 @@ class DispatchGate:
             call.answered = True
             call.answer = self._objects(call, answer)
             return ADMIT
-        return last
+        return last or refusals.not_configured()
 
     def settle(self, call: Call, outcome: Outcome) -> None:
         """Nothing to give back: the answer closes itself."""
@@ -147,9 +147,7 @@ class DispatchGate:
         headers = (*(_SSE_HEADERS if call.request.stream else _JSON_HEADERS), *provider.headers)
         started = time.monotonic()
         try:
-            response = await self._upstream(provider).post(
-                provider.url, headers, provider.credential, body, whole=not call.request.stream
-            )
+            response = await self._upstream(provider).post(provider.url, headers, provider.credential, body)
         except UpstreamError as exc:
             self._note(call, provider, model, "timeout" if exc.timed_out else "transport")
             self._health.failed(model)

@@ -60,13 +60,11 @@ class LocalPlatform:
         await self._ready()
         await asyncio.to_thread(validation.check_plan, plan, self._home)
         async with self._lock(plan.key):
-            watch = self._watches.get(plan.key)
             if await self._belongs_to_another(plan):
                 await self._delete(plan.key)
-                watch = None
             directory = layout.PodDirectory.of(self._pods, plan.key)
             spec = await asyncio.to_thread(self._write, directory, plan)
-            if watch is not None and watch.status is not None:
+            if await self._live(directory) is not None:
                 await self._tell(directory, spec)
             else:
                 await self._start(directory)
@@ -169,6 +167,23 @@ class LocalPlatform:
             except UnavailableError:
                 _LOG.info("pod has no live supervisor", extra={"sandbox": str(directory.key)})
 
+    async def _live(self, directory: layout.PodDirectory) -> client.PodWatch | None:
+        """Return the watch of a supervisor that lives.
+
+        A supervisor drops a watcher that reads too slowly. Word of it is lost then, not the pod: taken for
+        dead, it would keep its old plan, or lose its directory while it runs.
+        """
+        watch = self._watches.get(directory.key)
+        if watch is not None and watch.status is not None:
+            return watch
+        if not directory.control.exists():
+            return None
+        try:
+            await self._watch(directory)
+        except UnavailableError:
+            return None
+        return self._watches[directory.key]
+
     async def _watch(self, directory: layout.PodDirectory) -> None:
         key = directory.key
         watch = client.PodWatch(directory.control, lambda: self._changed(key))
@@ -206,10 +221,11 @@ class LocalPlatform:
 
     async def _delete(self, key: SandboxKey) -> None:
         directory = layout.PodDirectory.of(self._pods, key)
+        live = await self._live(directory)
+        if live is not None:
+            await self._stop(directory, live)
         watch = self._watches.pop(key, None)
         if watch is not None:
-            if watch.status is not None:
-                await self._stop(directory, watch)
             await watch.close()
         await asyncio.to_thread(_remove, directory)
         self._changed(key)
