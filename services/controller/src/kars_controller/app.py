@@ -193,7 +193,7 @@ class Controller:
             byo_strict=self.settings.byo_strict_mode,
             code_dir=self.settings.code_dir,
             mesh=self.mesh_view,
-            relay_endpoint=lambda: self.relay.endpoint if self.relay is not None else "",
+            relay_endpoint=self._relay_endpoint,
             mesh_dir=self.settings.mesh_dir,
         )
         observer = Observer(
@@ -224,6 +224,8 @@ class Controller:
 
     def _services(self) -> list[LocalService]:
         """Return the services that run beside the controller; none where somebody else runs them."""
+        if self.settings.relay_endpoint is not None:
+            return []
         if self._starts_services and local_services.installed(local_services.RELAY_MODULE):
             self.relay = LocalService(
                 self.settings.state_dir / "services" / "relay",
@@ -241,6 +243,11 @@ class Controller:
             )
             return [self.relay]
         return []
+
+    def _relay_endpoint(self) -> str:
+        if self.settings.relay_endpoint is not None:
+            return self.settings.relay_endpoint
+        return self.relay.endpoint if self.relay is not None else ""
 
     def _relay_token(self) -> str:
         identity = SpiffeId.service(self.settings.trust_domain, "relay")

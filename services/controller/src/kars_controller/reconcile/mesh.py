@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kars_common.errors import InvalidInputError
+from kars_common.policy import PolicyRefusedError
 
 from kars_controller.api_types import parse_spec
 from kars_controller.api_types.auth_config import remarks as auth_remarks
@@ -37,6 +38,8 @@ class RelayObserved:
 
     published: Published | None
     answer: Acknowledgement
+    problem: str = ""
+    """Why the newest edges could not be published."""
 
     @property
     def enforces(self) -> bool:
@@ -65,6 +68,7 @@ class MeshKeeper:
         self._publisher = publisher
         self._sessions = sessions
         self._now = now
+        self._problem = ""
 
     def publish(self) -> tuple[bool, float]:
         """Bring the relay's bundle up to date.
@@ -75,7 +79,13 @@ class MeshKeeper:
         now_s = self._now().timestamp()
         before = self._publisher.current(compiled.RELAY_SUBJECT)
         bundle = compiled.relay_bundle(self._view.edges(now_s), self._keys.messages())
-        published = self._publisher.publish(bundle)
+        try:
+            published = self._publisher.publish(bundle)
+        except PolicyRefusedError as exc:
+            # What is in force stays; every graph says why its edges are not.
+            changed, self._problem = self._problem != exc.message, exc.message
+            return changed, STEADY_S
+        self._problem = ""
         changed = before is None or published.digest != before.digest
         if changed:
             self._sessions.notify(compiled.RELAY_SUBJECT)
@@ -127,6 +137,7 @@ class MeshKeeper:
         return RelayObserved(
             published=self._publisher.current(compiled.RELAY_SUBJECT),
             answer=self._sessions.answer(compiled.RELAY_SUBJECT),
+            problem=self._problem,
         )
 
     def _plan(
@@ -162,6 +173,10 @@ def judge_graph(verdict: GraphVerdict, relay: RelayObserved) -> tuple[str, tuple
     if verdict.rejected:
         listed = ", ".join(f"{count} {reason}" for reason, count in verdict.rejected.items())
         return "Degraded", conditions.degraded("EdgesRejected", f"left out: {listed}; the other edges count")
+    if relay.problem:
+        return "Degraded", conditions.degraded(
+            "PolicyTooLarge", f"the edges of all graphs together cannot be published: {relay.problem}"
+        )
     if not relay.enforces:
         refused = relay.answer.refused
         if refused is not None and relay.published is not None and refused.digest == relay.published.digest:
