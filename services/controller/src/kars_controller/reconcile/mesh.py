@@ -19,7 +19,7 @@ from kars_controller.api_types.pairing import parse_time
 from kars_controller.api_types.pairing import remarks as pairing_remarks
 from kars_controller.compile import mesh as compiled
 from kars_controller.distribution import Acknowledgement, PolicyPublisher, PolicySessions, Published
-from kars_controller.mesh import GraphVerdict, MeshView, StatementKeys
+from kars_controller.mesh import Federation, GraphVerdict, MeshView, StatementKeys
 from kars_controller.reconcile import conditions
 from kars_controller.reconcile.conditions import Condition
 from kars_controller.reconcile.plan import AWAITING_S, FAILED_S, STEADY_S, Plan
@@ -61,12 +61,14 @@ class MeshKeeper:
         keys: StatementKeys,
         publisher: PolicyPublisher,
         sessions: PolicySessions,
+        federation: Federation | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._view = view
         self._keys = keys
         self._publisher = publisher
         self._sessions = sessions
+        self._federation = federation or Federation()
         self._now = now
         self._problem = ""
 
@@ -78,7 +80,9 @@ class MeshKeeper:
         """
         now_s = self._now().timestamp()
         before = self._publisher.current(compiled.RELAY_SUBJECT)
-        bundle = compiled.relay_bundle(self._view.edges(now_s), self._keys.messages())
+        bundle = compiled.relay_bundle(
+            self._view.edges(now_s), self._keys.messages(), self._federation.domains
+        )
         try:
             published = self._publisher.publish(bundle)
         except PolicyRefusedError as exc:
