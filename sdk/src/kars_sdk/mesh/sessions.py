@@ -32,6 +32,7 @@ from kars_sdk.mesh.errors import (
     NoSessionError,
     ReplayedError,
     SkippedTooFarError,
+    StoreError,
 )
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.knock import Knock
@@ -263,9 +264,19 @@ class Sessions:
             self.refused[exc.reason] = self.refused.get(exc.reason, 0) + 1
             raise
 
-    def reload(self) -> None:
-        """Forget what is in memory: the disk says where sessions stand."""
-        self._cache.clear()
+    @contextlib.contextmanager
+    def persisting(self) -> Iterator[None]:
+        """One commit for many moves; when it fails, the disk says where sessions stand.
+
+        Raises:
+            StoreError: nothing was written, and nothing may be released.
+        """
+        try:
+            with self._store.transaction():
+                yield
+        except StoreError:
+            self._cache.clear()
+            raise
 
     def forget(self, peer: PeerName) -> None:
         """Drop all sessions with a peer; its pinned key stays."""
