@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import nats
 from kars.mesh.v1 import relay_pb2
 from kars_common.errors import UnavailableError
 from nats.aio.client import Client
@@ -40,12 +39,13 @@ from kars_relay.mailbox.base import MailboxUsage, NewRun, Reader, Refused, Store
 _LOG = logging.getLogger(__name__)
 _STREAM = "KARS_MESH"
 _BUCKET = "kars-mesh-mailboxes"
+_TURN = "turn."
+"""Prefix of keys whose revision numbers the readers of a mailbox."""
 _MIN_PAYLOAD = 2 * 1024 * 1024
 _DUPLICATE_WINDOW_S = 600.0
 _MAX_AGE_S = 7 * 24 * 3600.0
 _PUBLISH_S = 5.0
 _RETRY_FOR_S = 20.0
-_START_S = 15.0
 _RETRY_AFTER_S = 0.2
 _POLL_S = 2.0
 _COUNT_GOOD_FOR_S = 1.0
@@ -101,13 +101,22 @@ class JetStreamMailboxes:
     kind = "jetstream"
 
     def __init__(
-        self, url: str, *, replicas: int = 1, credentials: Path | None = None, refresh_s: float = 5.0
+        self,
+        url: str,
+        *,
+        replicas: int = 1,
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+        refresh_s: float = 5.0,
+        start_s: float = 15.0,
     ) -> None:
         self.totals = Totals()
         self._url = url
         self._replicas = replicas
-        self._credentials = credentials
+        self._token_file = token_file
+        self._ca_file = ca_file
         self._refresh_s = refresh_s
+        self._start_s = start_s
         self._known: set[str] = set()
         self._counts: dict[str, _Counts] = {}
         self._sizes: dict[str, _Sizes] = {}
@@ -124,14 +133,17 @@ class JetStreamMailboxes:
     async def open(self) -> None:
         """See `MailboxStore`."""
         try:
-            self._nc = await nats.connect(
-                self._url.split(","),
-                user_credentials=str(self._credentials) if self._credentials else None,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                error_cb=self._nats_error,
-                name="kars-relay",
-            )
+            # The client tries for ever, which is right while serving; a start says what it cannot reach.
+            async with asyncio.timeout(self._start_s):
+                await self._nc.connect(
+                    self._url.split(","),
+                    token=self._token_file.read_text().strip() if self._token_file else None,
+                    tls=ssl.create_default_context(cafile=str(self._ca_file)) if self._ca_file else None,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    error_cb=self._nats_error,
+                    name="kars-relay",
+                )
             if self._nc.max_payload < _MIN_PAYLOAD:
                 raise UnavailableError(
                     "store_unavailable",
@@ -140,12 +152,14 @@ class JetStreamMailboxes:
             self._js: JetStreamContext = self._nc.jetstream(timeout=_PUBLISH_S)
             await self._create()
         except (NatsError, OSError, TimeoutError) as exc:
-            raise UnavailableError("store_unavailable", f"cannot use JetStream: {exc}") from exc
+            await self._nc.close()
+            message = f"cannot use JetStream at start: {type(exc).__name__}: {exc}"
+            raise UnavailableError("store_unavailable", message) from exc
 
     async def _create(self) -> None:
         """Make stream and bucket, or find them; waits while the servers elect a leader."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + _START_S
+        give_up = loop.time() + self._start_s
         while True:
             try:
                 await self._js.add_stream(self._stream())
@@ -240,7 +254,7 @@ class JetStreamMailboxes:
     async def usage(self, after: str, limit: int) -> list[MailboxUsage]:
         """See `MailboxStore`."""
         async with _mapped():
-            keys = await self._kv.keys()
+            keys = [key for key in await self._kv.keys() if not key.startswith(_TURN)]
             entries = [_Entry.load((await self._kv.get(key)).value or b"") for key in keys]
         names = sorted(entry.peer for entry in entries if entry.peer > after)[:limit]
         found = []
@@ -386,7 +400,15 @@ class JetStreamMailboxes:
         earlier = self._readers.get(peer)
         if earlier is not None:
             earlier.close()
-        reader = _JetStreamReader(self._nc, self._js, peer, wake, replaced, lambda: self._forget(peer))
+        reader = _JetStreamReader(
+            nc=self._nc,
+            js=self._js,
+            kv=self._kv,
+            peer=peer,
+            wake=wake,
+            replaced=replaced,
+            on_close=lambda: self._forget(peer),
+        )
         self._readers[peer] = reader
         async with _mapped():
             for task in await reader.start():
@@ -425,6 +447,7 @@ class _JetStreamReader:
 
     nc: Client
     js: JetStreamContext
+    kv: KeyValue
     peer: str
     wake: Callable[[], None]
     replaced: Callable[[], None]
@@ -438,7 +461,9 @@ class _JetStreamReader:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     subscriptions: list[Subscription] = field(default_factory=list)
     fetching: asyncio.Task[None] | None = None
-    token: bytes = field(default_factory=lambda: os.urandom(16))
+    turn: int = 0
+    """Rises with every reader of this mailbox on any replica; 0 until it is known."""
+    latest_turn: int = 0
     acks: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -448,9 +473,12 @@ class _JetStreamReader:
             await self.nc.subscribe(f"mesh.wake.{mailbox}", cb=self._woken),
             await self.nc.subscribe(f"mesh.read.{mailbox}", cb=self._read_elsewhere),
         ]
-        await self.nc.publish(f"mesh.read.{mailbox}", self.token)
+        await self.nc.flush()  # listening before anybody can be told of a later reader
+        self.turn = await self.kv.put(f"{_TURN}{mailbox}", b"")
+        await self.nc.publish(f"mesh.read.{mailbox}", b"%d" % self.turn)
         self.fetching = asyncio.create_task(self._fetch(), name=f"fetch mailbox of {self.peer}")
         purging = asyncio.create_task(self._purge(), name=f"purge mailbox of {self.peer}")
+        self._yield_turn()  # a later one may have spoken before our number was known
         return [self.fetching, purging]
 
     def take(self, max_envelopes: int, max_bytes: int) -> list[StoredRun]:
@@ -492,7 +520,11 @@ class _JetStreamReader:
         self.news.set()
 
     async def _read_elsewhere(self, msg: Msg) -> None:
-        if msg.data != self.token and not self.closed:
+        self.latest_turn = max(self.latest_turn, int(msg.data))
+        self._yield_turn()
+
+    def _yield_turn(self) -> None:
+        if 0 < self.turn < self.latest_turn and not self.closed:
             self.close()
             self.replaced()
 
