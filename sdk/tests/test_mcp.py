@@ -18,7 +18,8 @@ from kars_sdk.mesh.agent import MeshAgent
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.store import Store
 from kars_sdk.mesh.testing import OPEN, Authority, name
-from kars_sdk.mesh.testing_mesh import MemoryMesh, RouterDoor
+from kars_sdk.mesh.testing_door import RouterDoor
+from kars_sdk.mesh.testing_mesh import MemoryMesh
 from kars_sdk.mesh.trust import TrustPolicy
 from kars_sdk.mesh.upkeep import Profile
 from mcp import Client, StdioServerParameters

@@ -23,7 +23,8 @@ from kars_sdk.mesh.errors import TransportError
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.store import Store
 from kars_sdk.mesh.testing import OPEN, Authority, name
-from kars_sdk.mesh.testing_mesh import MemoryMesh, RouterDoor, outgoing
+from kars_sdk.mesh.testing_door import RouterDoor, outgoing
+from kars_sdk.mesh.testing_mesh import MemoryMesh
 from kars_sdk.mesh.transport import Registry, Transport
 from kars_sdk.mesh.trust import TrustPolicy
 from kars_sdk.mesh.upkeep import Membership

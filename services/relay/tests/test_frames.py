@@ -165,6 +165,26 @@ async def test_a_frame_above_4_mib_ends_the_stream_and_not_the_relay(house: Hous
         assert not await sender.send(bob, [b"still here"])
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_frame_of_many_tiny_envelopes_is_refused_before_it_costs(alike: bool) -> None:
+    def frame(count: int) -> bytes:
+        envelopes = [
+            relay_pb2.Envelope(id=bytes(16), payload=b"x" * (1 if alike else 1 + number % 2))
+            for number in range(count)
+        ]
+        half = len(envelopes) // 2
+        submissions = [
+            relay_pb2.Submission(to="a", envelopes=envelopes[:half]),
+            relay_pb2.Submission(to="b", envelopes=envelopes[half:]),
+        ]
+        return relay_pb2.AttachRequest(submissions=submissions).SerializeToString()
+
+    assert sum(len(run.ids) for run in scan(frame(1024)).runs) == 1024
+    with pytest.raises(FrameError, match="at most 1024 envelopes") as refused:
+        scan(frame(1025))
+    assert refused.value.reason == "frame_too_large"
+
+
 def test_a_decoder_refuses_what_the_poison_would_have_been() -> None:
     with pytest.raises(DecodeError):
         relay_pb2.AttachResponse.FromString(

@@ -1,5 +1,6 @@
 """The registry: nobody is entered, drained, seen or rated against policy, and it cannot tell two stories."""
 
+import asyncio
 import hashlib
 import json
 from typing import Self
@@ -236,6 +237,19 @@ async def test_who_is_not_related_does_not_exist(house: House) -> None:
         discover = registry_pb2.DiscoverRequest(capability="secret-work")
         assert not (await desk.stub.Discover(discover, timeout=5)).peers
         assert await refusal(desk.rate(hidden, 0)) == "peer_not_found"
+
+
+async def test_a_peer_that_asks_without_end_is_slowed_down_and_others_are_not(house: House) -> None:
+    async with Desk(house, house.world.peer("nosy")) as nosy, Desk(house, house.world.peer("calm")) as calm:
+        for desk in (nosy, calm):
+            await desk.register()
+        outcomes: list[object] = []
+        for _ in range(8):
+            calls = [nosy.lookup(calm.peer) for _ in range(50)]
+            outcomes += await asyncio.gather(*calls, return_exceptions=True)
+        refused = {reason(item)[0] for item in outcomes if isinstance(item, grpc.aio.AioRpcError)}
+        assert refused == {"registry_rate_exceeded"}
+        assert (await calm.lookup(nosy.peer)).may_write
 
 
 async def test_discovery_finds_by_capability_in_pages(house: House) -> None:

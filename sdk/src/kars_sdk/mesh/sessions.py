@@ -16,16 +16,15 @@ heard in; where both knocked at once, in the one with the smaller id, on which b
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kars_sdk.mesh import bundles, handshake, identity, primitives, trust
 from kars_sdk.mesh import knock as knocks
-from kars_sdk.mesh.codec import Reader, Writer
+from kars_sdk.mesh.codec import Reader
 from kars_sdk.mesh.errors import (
     CloneSuspectedError,
     ForgedError,
     HandshakeError,
-    IdentityError,
     KnockRefusedError,
     MalformedError,
     MeshError,
@@ -37,9 +36,10 @@ from kars_sdk.mesh.errors import (
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.knock import Knock
 from kars_sdk.mesh.names import PeerName, peer_name
+from kars_sdk.mesh.peers import PeerRecord
 from kars_sdk.mesh.prekeys import KEEP_AFTER_ROTATION_S, ROTATE_AFTER_S, Bundle, Prekeys
-from kars_sdk.mesh.session import MAX_MESSAGE_BYTES, SESSION_ID_BYTES, Session, session_id_of
-from kars_sdk.mesh.statements import SignedStatement, Statement, TrustKeys
+from kars_sdk.mesh.session import MAX_MESSAGE_BYTES, Session, session_id_of
+from kars_sdk.mesh.statements import SignedStatement, TrustKeys
 from kars_sdk.mesh.store import Store
 from kars_sdk.mesh.trust import Decision, KnockLimiter, TrustPolicy
 
@@ -81,54 +81,6 @@ class Rejected:
     peer: PeerName
     reason: str
     retry_after_s: int
-
-
-@dataclass
-class _Peer:
-    """What is kept about a peer: its pinned key, and its sessions, the one we send in first."""
-
-    key: bytes = b""
-    serial: int = 0
-    had_kem: bool = False
-    verified: bool = False
-    sessions: list[bytes] = field(default_factory=list)
-
-    def learn(self, statement: Statement, *, post_quantum: bool) -> None:
-        """Take up what a checked statement says about the peer.
-
-        Raises:
-            IdentityError: `statement_rollback`, `identity_key_changed`.
-        """
-        if statement.serial < self.serial:
-            raise IdentityError(
-                "statement_rollback", f"an older statement about {statement.peer} came after a newer"
-            )
-        if self.key not in {b"", statement.identity_key}:
-            if self.verified:
-                raise IdentityError(
-                    "identity_key_changed",
-                    f"{statement.peer} has another key than the one whose safety number a person compared: "
-                    "compare the new number, or forget the old",
-                )
-            if statement.serial == self.serial:
-                raise IdentityError("statement_rollback", f"two keys are stated for {statement.peer} at once")
-        self.key, self.serial = statement.identity_key, statement.serial
-        self.had_kem = self.had_kem or post_quantum
-
-    def dump(self) -> bytes:
-        writer = Writer().variable(self.key).u64(self.serial).u8(self.had_kem).u8(self.verified)
-        writer.u8(len(self.sessions))
-        for session in self.sessions:
-            writer.raw(session)
-        return writer.bytes()
-
-    @classmethod
-    def load(cls, record: bytes | None) -> "_Peer":
-        if record is None:
-            return cls()
-        reader = Reader(record, what="peer record", max_bytes=1024)
-        key, serial, had_kem, verified = reader.variable(32), reader.u64(), reader.flag(), reader.flag()
-        return cls(key, serial, had_kem, verified, [reader.raw(SESSION_ID_BYTES) for _ in range(reader.u8())])
 
 
 class Sessions:
@@ -433,7 +385,7 @@ class Sessions:
                 return Rejected(peer=peer, reason=rejection.reason, retry_after_s=rejection.retry_after_s)
         raise ReplayedError("rejection_of_nothing", "the rejection answers no KNOCK that waits")
 
-    def _remember(self, session: Session, known: _Peer) -> None:
+    def _remember(self, session: Session, known: PeerRecord) -> None:
         """Enter a new session beside those there are; where both knocked at once, the smaller id leads."""
         others = [each for id_ in known.sessions if (each := self._load(id_)) is not None]
         self._cache[session.session_id] = session
@@ -477,8 +429,8 @@ class Sessions:
             session = self._cache[session_id] = Session.load(record)
         return session
 
-    def _peer(self, peer: PeerName) -> _Peer:
-        return _Peer.load(self._store.get(_PEER, peer.encode()))
+    def _peer(self, peer: PeerName) -> PeerRecord:
+        return PeerRecord.load(self._store.get(_PEER, peer.encode()))
 
 
 def _until(now: float) -> bytes:

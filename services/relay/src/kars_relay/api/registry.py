@@ -38,7 +38,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self, request: registry_pb2.RegisterRequest, context: Context
     ) -> registry_pb2.RegisterResponse:
         """Enter the caller."""
-        peer = caller(context)
+        peer = self._paced(context)
         try:
             statement = self._own_statement(peer, request.identity)
             registration = await self._desk.register(
@@ -53,7 +53,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self, request: registry_pb2.RotateRequest, context: Context
     ) -> registry_pb2.RotateResponse:
         """Replace the caller's key."""
-        peer = caller(context)
+        peer = self._paced(context)
         try:
             statement = self._own_statement(peer, request.identity)
             registration = await self._desk.rotate(statement, request.continuity_proof)
@@ -66,14 +66,14 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self, _request: registry_pb2.DeregisterRequest, context: Context
     ) -> registry_pb2.DeregisterResponse:
         """Remove the caller."""
-        await self._desk.deregister(caller(context))
+        await self._desk.deregister(self._paced(context))
         return registry_pb2.DeregisterResponse()
 
     async def Lookup(  # noqa: N802 - named by the contract
         self, request: registry_pb2.LookupRequest, context: Context
     ) -> registry_pb2.LookupResponse:
         """Return what is known about a related peer."""
-        peer, wanted = caller(context), SpiffeId.parse(request.peer)
+        peer, wanted = self._paced(context), SpiffeId.parse(request.peer)
         if wanted.trust_domain != self._policy.trust_domain:
             return await self._foreign.lookup(peer, wanted)
         return await self._desk.lookup(peer, wanted)
@@ -82,7 +82,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self, request: registry_pb2.PublishPrekeysRequest, context: Context
     ) -> registry_pb2.PublishPrekeysResponse:
         """Add keys of the caller."""
-        peer = caller(context)
+        peer = self._paced(context)
         try:
             counts = await self._desk.publish(peer, request)
         except KarsError as error:
@@ -105,7 +105,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         self, _request: registry_pb2.GetPrekeyCountsRequest, context: Context
     ) -> registry_pb2.GetPrekeyCountsResponse:
         """Tell the caller what is left of its keys."""
-        counts = await self._desk.counts(caller(context))
+        counts = await self._desk.counts(self._paced(context))
         return registry_pb2.GetPrekeyCountsResponse(
             one_time_left=counts.one_time,
             one_time_kem_left=counts.one_time_kem,
@@ -117,21 +117,21 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
     ) -> registry_pb2.DiscoverResponse:
         """List whom the caller may write to."""
         limit = min(max(request.page_size or 50, 1), 200)
-        peers = await self._desk.discover(caller(context), request.capability, request.after, limit)
+        peers = await self._desk.discover(self._paced(context), request.capability, request.after, limit)
         return registry_pb2.DiscoverResponse(peers=peers)
 
     async def GetPresence(  # noqa: N802 - named by the contract
         self, request: registry_pb2.GetPresenceRequest, context: Context
     ) -> registry_pb2.GetPresenceResponse:
         """Tell whether a related peer is there."""
-        presence = await self._desk.presence(caller(context), SpiffeId.parse(request.peer))
+        presence = await self._desk.presence(self._paced(context), SpiffeId.parse(request.peer))
         return registry_pb2.GetPresenceResponse(presence=presence)
 
     async def RatePeer(  # noqa: N802 - named by the contract
         self, request: registry_pb2.RatePeerRequest, context: Context
     ) -> registry_pb2.RatePeerResponse:
         """Record how a session went."""
-        rater = caller(context)
+        rater = self._paced(context)
         try:
             standing = await self._desk.rate(rater, SpiffeId.parse(request.peer), request.score)
         except PermissionDeniedError as error:
@@ -164,6 +164,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServicer):
         """Prove that the log only grew."""
         size, hashes = self._log.consistency(request.old_size, request.new_size)
         return registry_pb2.GetConsistencyProofResponse(new_size=size, hashes=hashes)
+
+    def _paced(self, context: Context) -> SpiffeId:
+        """Return the caller, if it does not ask too often; TakePrekeys has tighter limits of its own."""
+        peer = caller(context)
+        self._desk.pace(peer)
+        return peer
 
     def _own_statement(self, peer: SpiffeId, signed: identity_pb2.SignedStatement) -> Statement:
         statement = verify_statement(signed, self._policy.require().statement_keys)

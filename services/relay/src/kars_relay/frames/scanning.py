@@ -15,6 +15,8 @@ from kars.mesh.v1 import relay_pb2
 ID_BYTES = 16
 MAX_TO_BYTES = 512
 MAX_FRAME_BYTES = 4 * 1024 * 1024
+MAX_FRAME_ENVELOPES = 1024
+"""Many more than a batch; bounds what one frame can make the relay do."""
 MAX_TTL_S = 2**31 - 1
 
 _SUBMISSION = 0x0A
@@ -68,7 +70,7 @@ def scan(frame: bytes) -> Frame:
     if len(frame) > MAX_FRAME_BYTES:
         raise FrameError("frame_too_large", f"a frame has at most {MAX_FRAME_BYTES} bytes, got {len(frame)}")
     runs: list[Run] = []
-    ack = 0
+    ack, room = 0, MAX_FRAME_ENVELOPES
     place, end = 0, len(frame)
     try:
         while place < end:
@@ -76,7 +78,8 @@ def scan(frame: bytes) -> Frame:
             if tag == _SUBMISSION:
                 size, start = _varint(frame, place + 1)
                 place = start + size
-                runs.append(_submission(frame, start, _within(place, end)))
+                runs.append(_submission(frame, start, _within(place, end), room))
+                room -= len(runs[-1].ids)
             elif tag == _ACK:
                 ack, place = _varint(frame, place + 1)
             else:
@@ -97,7 +100,7 @@ def scan_submission(submission: bytes) -> Run:
     if len(submission) > MAX_FRAME_BYTES:
         raise FrameError("frame_too_large", f"a submission has at most {MAX_FRAME_BYTES} bytes")
     try:
-        return _submission(submission, 0, len(submission))
+        return _submission(submission, 0, len(submission), MAX_FRAME_ENVELOPES)
     except IndexError:
         raise _malformed("it ends in the middle of a field") from None
 
@@ -126,7 +129,7 @@ def _with_rest(runs: Sequence[Run], ack: int, tail: bytes) -> Frame:
     return Frame(runs, ack or rest.ack_through, rest)
 
 
-def _submission(frame: bytes, place: int, end: int) -> Run:
+def _submission(frame: bytes, place: int, end: int, room: int) -> Run:
     """Walk one Submission; the caller turns an index beyond the frame into a refusal."""
     if frame[place] != _TO:
         raise _malformed("a submission begins with its recipient")
@@ -142,6 +145,8 @@ def _submission(frame: bytes, place: int, end: int) -> Run:
     while place < end and frame[place] == _ENVELOPE:
         size, start = _varint(frame, place + 1)
         begun, place = place, start + size
+        if len(ids) >= room:
+            raise FrameError("frame_too_large", f"a frame has at most {MAX_FRAME_ENVELOPES} envelopes")
         if place > end or frame[start : start + 2] != _ID_HEAD or frame[start + 18] != _PAYLOAD:
             raise _malformed("an envelope has exactly an id of 16 bytes and a payload")
         payload, body = _varint(frame, start + 19)
@@ -153,8 +158,9 @@ def _submission(frame: bytes, place: int, end: int) -> Run:
         # Padded envelopes are alike but for id and payload: the next pass by comparing what is between.
         head, tail, whole = frame[begun : start + 2], frame[start + 18 : body], place - begun
         id_place, tail_place, tail_end = start + 2 - begun, start + 18 - begun, body - begun
+        stop = min(end, place + whole * (room - len(ids)))
         while (
-            place + whole <= end
+            place + whole <= stop
             and frame[place : place + id_place] == head
             and frame[place + tail_place : place + tail_end] == tail
         ):

@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS recent (
     id INTEGER PRIMARY KEY, mailbox INTEGER NOT NULL, sender TEXT NOT NULL, ids BLOB NOT NULL,
     at INTEGER NOT NULL);
 """
-_VERSION = 1
+_VERSION = 2
 
 
 def key(mailbox: int, seq: int) -> int:

@@ -1,5 +1,5 @@
 """How much a peer may send: token buckets that take as much as fits."""
 
-from kars_relay.quota.buckets import Bucket, SenderQuota
+from kars_relay.quota.buckets import Bucket, Buckets, SenderQuota
 
-__all__ = ["Bucket", "SenderQuota"]
+__all__ = ["Bucket", "Buckets", "SenderQuota"]

@@ -38,6 +38,30 @@ class Bucket:
         return max(0.0, (min(tokens, self.burst) - self.level(now_s)) / self.rate)
 
 
+class Buckets:
+    """One bucket a name, all alike; the oldest is forgotten when there are too many."""
+
+    def __init__(self, rate: float, burst: float, clock_s: Callable[[], float], most: int = 100_000) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock_s = clock_s
+        self._most = most
+        self._held: dict[str, Bucket] = {}
+
+    def take(self, name: str) -> int:
+        """Take a token of a name and return 0, or the milliseconds until there is one."""
+        now_s = self._clock_s()
+        bucket = self._held.get(name)
+        if bucket is None:
+            if len(self._held) >= self._most:
+                self._held.pop(next(iter(self._held)))
+            bucket = self._held[name] = Bucket(self._rate, self._burst, now_s)
+        if bucket.level(now_s) < 1:
+            return math.ceil(1000 * bucket.wait_s(1, now_s)) or 1
+        bucket.take(1)
+        return 0
+
+
 class SenderQuota:
     """What one sender may hand in now. Survives reconnects: it belongs to the peer, not to a connection."""
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from kars.mesh.v1 import registry_pb2, relay_pb2
-from kars_common.errors import NotFoundError, PermissionDeniedError
+from kars_common.errors import NotFoundError, PermissionDeniedError, ResourceExhaustedError
 from kars_common.spiffe import SpiffeId
 
 from kars_relay.identity import Statement
 from kars_relay.mailbox import MailboxStore
 from kars_relay.policy import MeshPolicy, Rules
+from kars_relay.quota import Buckets
 from kars_relay.recorder import Recorder
 from kars_relay.registry.directory import Directory, Registered
 from kars_relay.registry.prekeys import Counts, Prekeys
@@ -21,6 +22,8 @@ from kars_relay.routing import Hub
 from kars_relay.transparency import RegistrationLog
 
 _RECENT_S = 3600.0
+_CALLS_PER_S = 50
+_CALLS_BURST = 200
 _PAGE = 500
 _MAX_LOOKED_AT = 20_000
 
@@ -40,6 +43,7 @@ class RegistryDesk:
         hub: Hub,
         recorder: Recorder,
         clock_s: Callable[[], float] = time.time,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
         self._directory = directory
@@ -50,6 +54,19 @@ class RegistryDesk:
         self._hub = hub
         self._recorder = recorder
         self._clock_s = clock_s
+        self._calls = Buckets(_CALLS_PER_S, _CALLS_BURST, monotonic_s)
+
+    def pace(self, caller: SpiffeId) -> None:
+        """Count one call of a peer.
+
+        Raises:
+            ResourceExhaustedError: `registry_rate_exceeded`.
+        """
+        wait_ms = self._calls.take(str(caller))
+        if wait_ms:
+            message = f"a peer asks the registry at most {_CALLS_PER_S} times a second"
+            self._recorder.refused("mesh.registry_refused", "registry_rate_exceeded", str(caller))
+            raise ResourceExhaustedError("registry_rate_exceeded", message, {"retry_after_ms": str(wait_ms)})
 
     async def register(
         self, statement: Statement, capabilities: Sequence[str], *, presence_visible: bool

@@ -22,7 +22,7 @@ from kars_common.errors import (
     ResourceExhaustedError,
 )
 
-from kars_relay.quota import Bucket
+from kars_relay.quota import Buckets
 from kars_relay.registry.database import RegistryDatabase
 
 MAX_ONE_TIME = 100
@@ -33,7 +33,6 @@ _KEM_BYTES = {
     registry_pb2.KEM_ALGORITHM_ML_KEM_1024: 1568,
 }
 _CURVE, _KEM_KIND = 0, 1
-_MAX_BUCKETS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +83,9 @@ class Prekeys:
         self.limits = limits
         self._database = database
         self._clock_s = clock_s
-        self._monotonic_s = monotonic_s
-        self._buckets: dict[str, Bucket] = {}
+        per_caller, per_peer = limits.caller_per_minute, limits.peer_per_minute
+        self._callers = Buckets(per_caller / 60, per_caller, monotonic_s)
+        self._peers = Buckets(per_peer / 60, per_peer, monotonic_s)
 
     async def publish(
         self, peer: str, identity_key: bytes, request: registry_pb2.PublishPrekeysRequest
@@ -127,8 +127,8 @@ class Prekeys:
             NotFoundError: `prekeys_not_published`.
             ResourceExhaustedError: `prekey_rate_exceeded`.
         """
-        self._spend(f"caller {caller}", self.limits.caller_per_minute)
-        self._spend(f"peer {peer}", self.limits.peer_per_minute)
+        self._spend(self._callers, caller)
+        self._spend(self._peers, peer)
         now_s = self._clock_s()
 
         def work(db: sqlite3.Connection) -> Taken:
@@ -158,21 +158,14 @@ class Prekeys:
 
         return await self._database.run(work)
 
-    def _spend(self, name: str, per_minute: int) -> None:
-        now_s = self._monotonic_s()
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            if len(self._buckets) >= _MAX_BUCKETS:
-                self._buckets.pop(next(iter(self._buckets)))
-            bucket = self._buckets[name] = Bucket(per_minute / 60, per_minute, now_s)
-        if bucket.level(now_s) < 1:
-            wait_ms = int(bucket.wait_s(1, now_s) * 1000) + 1
+    def _spend(self, buckets: Buckets, name: str) -> None:
+        wait_ms = buckets.take(name)
+        if wait_ms:
             raise ResourceExhaustedError(
                 "prekey_rate_exceeded",
                 "prekeys are taken too fast; sessions that exist need none",
                 {"retry_after_ms": str(wait_ms)},
             )
-        bucket.take(1)
 
 
 def _check_request(request: registry_pb2.PublishPrekeysRequest, identity: Ed25519PublicKey) -> None:
