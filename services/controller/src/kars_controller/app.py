@@ -12,9 +12,11 @@ from datetime import timedelta
 from kars.audit.v1 import audit_pb2_grpc
 from kars.governance.v1 import governance_pb2_grpc
 from kars.identity.v1 import identity_pb2_grpc
+from kars.mesh.v1 import identity_pb2_grpc as mesh_identity_pb2_grpc
 from kars.policy.v1 import policy_pb2_grpc
 from kars.resource.v1 import resource_pb2_grpc
 from kars.sandbox.v1 import sandbox_pb2_grpc
+from kars_common import files
 from kars_common.audit import AuditLog, verifier_key
 from kars_common.audit.service import AuditLogServicer, AuditWitnessServicer
 from kars_common.audit.witness import Witness
@@ -26,6 +28,7 @@ from kars_controller import (
     keys,
     listening,
     local_runtimes,
+    local_services,
     operator_files,
     providers,
     shipped,
@@ -33,17 +36,23 @@ from kars_controller import (
 from kars_controller.administration import Administration
 from kars_controller.api.approvals import ApprovalsServicer
 from kars_controller.api.identity import WorkloadIdentityServicer
+from kars_controller.api.mesh_identity import MeshIdentityServicer
 from kars_controller.api.policy import PolicyDiscoveryServicer
 from kars_controller.api.resources import ResourcesServicer
 from kars_controller.api.sandboxes import SandboxesServicer
 from kars_controller.approvals import ApprovalRegistry, Attachments
 from kars_controller.ca import AuthoritySvidSource, CertificateAuthority, JoinTokens
 from kars_controller.code_sources import CodeStore
+from kars_controller.compile.mesh import RELAY_SUBJECT
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.identities import Identities
+from kars_controller.mesh import Federation, MeshView, StatementIssuer, StatementKeys
 from kars_controller.platforms.base import Platform, SandboxKey
 from kars_controller.platforms.local.platform import LocalPlatform
+from kars_controller.platforms.local.services import LocalService
 from kars_controller.reconcile.engine import Engine
+from kars_controller.reconcile.env import TRUST_KEYS_FILE
+from kars_controller.reconcile.mesh import MeshKeeper
 from kars_controller.reconcile.observing import Observer, Surroundings
 from kars_controller.reconcile.plan import RouterMaterial
 from kars_controller.reconcile.sandboxes import JoinTokenIssuer, SandboxKeeper
@@ -55,6 +64,7 @@ from kars_controller.witnessing import DatabaseWitnessStore
 
 _LOG = logging.getLogger(__name__)
 _PROVIDERS_POLL_S = 5.0
+_STATEMENT_KEYS_S = 60.0
 _LONGEST_EXPIRY_WAIT_S = 5.0
 
 
@@ -86,12 +96,26 @@ class Controller:
         self._runtimes = runtimes
         self._build_identity()
         self._build_domain()
+        self._starts_services = platform is None
+        self.relay: LocalService | None = None
         self.started = asyncio.Event()
         self.endpoint = ""
         self.bootstrap_endpoint = ""
 
     def _build_identity(self) -> None:
         settings, domain = self.settings, self.settings.trust_domain
+        self.federation = Federation.read(settings.mesh_federation_file, domain)
+        self.mesh_view = MeshView(self.store, domain)
+        self.statement_keys = StatementKeys(
+            settings.own_dir / "mesh-statement-keys.json",
+            domain,
+            timedelta(days=settings.mesh_statement_key_days),
+            foreign=self.federation.keys,
+        )
+        self.statements = StatementIssuer(
+            self._database, self.statement_keys, self.audit, self._workload_exists
+        )
+        self._write_mesh_files()
         self.authority = CertificateAuthority.open(settings.own_dir / "ca", domain)
         self.source = AuthoritySvidSource(self.authority, self._identity)
         self.identities = Identities(
@@ -131,6 +155,8 @@ class Controller:
                     tasks.create_task(engine.run(), name="reconcilers"),
                     tasks.create_task(self._expire_approvals(), name="approval expiry"),
                     tasks.create_task(self._follow_providers(engine), name="providers file"),
+                    tasks.create_task(self._tend_statement_keys(engine), name="mesh statement keys"),
+                    *(tasks.create_task(service.run(), name="relay service") for service in self._services()),
                 ]
                 self._announce()
                 await stopping.wait()
@@ -163,11 +189,14 @@ class Controller:
                 bootstrap_endpoint=self.bootstrap_endpoint,
                 trust_bundle_pem=self.authority.trust_bundle_pem.encode(),
                 policy_keys=self.publisher.keys_file,
-                witness_key=verifier_key(self.witness.name, self.witness.public_key, witness=True).encode(),
+                witness_key=self._witness_key,
             ),
             read_providers=lambda: providers.read(self.settings.providers_path),
             byo_strict=self.settings.byo_strict_mode,
             code_dir=self.settings.code_dir,
+            mesh=self.mesh_view,
+            relay_endpoint=self._relay_endpoint,
+            mesh_dir=self.settings.mesh_dir,
         )
         observer = Observer(
             store=self.store,
@@ -186,8 +215,55 @@ class Controller:
             code=CodeStore(self.settings.code_dir),
             tokens=JoinTokenIssuer(issue=self._join_token, revoke=self._forget_workload),
         )
-        self._engine = Engine(self.store, self.events, observer, keeper, self.platform)
+        mesh = MeshKeeper(
+            view=self.mesh_view,
+            keys=self.statement_keys,
+            publisher=self.publisher,
+            sessions=self.sessions,
+            federation=self.federation,
+        )
+        self._engine = Engine(self.store, self.events, observer, keeper, self.platform, mesh=mesh)
         return self._engine
+
+    def _services(self) -> list[LocalService]:
+        """Return the services that run beside the controller; none where somebody else runs them."""
+        if self.settings.relay_endpoint is not None:
+            return []
+        if self._starts_services and local_services.installed(local_services.RELAY_MODULE):
+            self.relay = LocalService(
+                self.settings.state_dir / "services" / "relay",
+                local_services.relay_plan(
+                    trust_domain=self.settings.trust_domain,
+                    controller_endpoint=self.endpoint,
+                    bootstrap_endpoint=self.bootstrap_endpoint,
+                    trust_bundle_pem=self.authority.trust_bundle_pem.encode(),
+                    policy_keys=self.publisher.keys_file,
+                    witness_key=self._witness_key,
+                    federation_address=self.settings.mesh_federation_address,
+                ),
+                join_token=self._relay_token,
+                connected=lambda: self.sessions.answer(RELAY_SUBJECT).connected,
+                on_change=self._relay_moved,
+            )
+            return [self.relay]
+        return []
+
+    def _relay_endpoint(self) -> str:
+        if self.settings.relay_endpoint is not None:
+            return self.settings.relay_endpoint
+        return self.relay.endpoint if self.relay is not None else ""
+
+    def _relay_token(self) -> str:
+        identity = SpiffeId.service(self.settings.trust_domain, "relay")
+        return self.identities.join_token(identity, timedelta(seconds=self.settings.join_token_lifetime_s))
+
+    def _relay_moved(self) -> None:
+        if self._engine is not None:
+            self._engine.touch_all()
+
+    @property
+    def _witness_key(self) -> bytes:
+        return verifier_key(self.witness.name, self.witness.public_key, witness=True).encode()
 
     def _announce(self) -> None:
         self.audit.append("controller.started", {"endpoint": self.endpoint})
@@ -213,6 +289,9 @@ class Controller:
         server.add(
             resource_pb2_grpc.add_ResourcesServicer_to_server,
             ResourcesServicer(self.store, self.events, Administration(self.store, self.audit)),
+        )
+        server.add(
+            mesh_identity_pb2_grpc.add_MeshIdentityServicer_to_server, MeshIdentityServicer(self.statements)
         )
         server.add(
             policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server,
@@ -249,6 +328,20 @@ class Controller:
                 seen = now
                 _LOG.info("providers file changed", extra={"path": path.name})
                 engine.touch_all()
+
+    async def _tend_statement_keys(self, engine: Engine) -> None:
+        while True:
+            await asyncio.sleep(_STATEMENT_KEYS_S)
+            if self.statement_keys.tend():
+                _LOG.info("mesh statement keys changed", extra={"keys": len(self.statement_keys.messages())})
+                self._write_mesh_files()
+                engine.touch_mesh()
+
+    def _write_mesh_files(self) -> None:
+        """Write what every agent may read: public keys, so for everybody; replaced as a whole."""
+        directory = self.settings.mesh_dir
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.replace(directory / TRUST_KEYS_FILE, self.statement_keys.trust_file(), mode=0o644)
 
     def _join_token(self, key: SandboxKey) -> str:
         identity = SpiffeId.sandbox(self.settings.trust_domain, *key)

@@ -45,8 +45,23 @@ class ControllerSettings(ServiceSettings):
     runtime_pydantic_ai: Path | None = None
     """Virtual environment of the PydanticAi runtime; None: `<checkout_dir>/.venvs/pydantic-ai`."""
 
+    runtime_openai_agents: Path | None = None
+    """Virtual environment of the OpenAIAgents runtime; None: `<checkout_dir>/.venvs/openai-agents`."""
+
     byo_strict_mode: bool = False
     """Refuse BYO sandboxes whose image reference breaks the contract, instead of a warning."""
+
+    relay_endpoint: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    """`host:port` of a mesh relay that somebody else runs; None: one is started here, if it is installed."""
+
+    mesh_federation_file: Path | None = None
+    """Trust domains that mail is exchanged with, their roots and statement keys; None: none."""
+
+    mesh_federation_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    """`host:port` where our relay takes calls of federated relays; None: it only calls them."""
+
+    mesh_statement_key_days: int = Field(default=90, ge=1, le=3650)
+    """Age at which the key that signs mesh identity statements is replaced, in days."""
 
     drain_s: float = Field(default=5.0, ge=0, le=60)
     """How long open calls may finish when the controller stops."""
@@ -60,6 +75,11 @@ class ControllerSettings(ServiceSettings):
     def code_dir(self) -> Path:
         """Agent code that was fetched: beside the state directory, which no sandbox may see a part of."""
         return self.state_dir.with_name(f"{self.state_dir.name}-code")
+
+    @property
+    def mesh_dir(self) -> Path:
+        """What sandboxes may read of the mesh: beside the state directory, which none of them sees."""
+        return self.state_dir.with_name(f"{self.state_dir.name}-mesh")
 
     @property
     def providers_path(self) -> Path:
