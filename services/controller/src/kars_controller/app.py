@@ -12,9 +12,11 @@ from datetime import timedelta
 from kars.audit.v1 import audit_pb2_grpc
 from kars.governance.v1 import governance_pb2_grpc
 from kars.identity.v1 import identity_pb2_grpc
+from kars.mesh.v1 import identity_pb2_grpc as mesh_identity_pb2_grpc
 from kars.policy.v1 import policy_pb2_grpc
 from kars.resource.v1 import resource_pb2_grpc
 from kars.sandbox.v1 import sandbox_pb2_grpc
+from kars_common import files
 from kars_common.audit import AuditLog, verifier_key
 from kars_common.audit.service import AuditLogServicer, AuditWitnessServicer
 from kars_common.audit.witness import Witness
@@ -33,6 +35,7 @@ from kars_controller import (
 from kars_controller.administration import Administration
 from kars_controller.api.approvals import ApprovalsServicer
 from kars_controller.api.identity import WorkloadIdentityServicer
+from kars_controller.api.mesh_identity import MeshIdentityServicer
 from kars_controller.api.policy import PolicyDiscoveryServicer
 from kars_controller.api.resources import ResourcesServicer
 from kars_controller.api.sandboxes import SandboxesServicer
@@ -41,9 +44,12 @@ from kars_controller.ca import AuthoritySvidSource, CertificateAuthority, JoinTo
 from kars_controller.code_sources import CodeStore
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.identities import Identities
+from kars_controller.mesh import MeshView, StatementIssuer, StatementKeys
 from kars_controller.platforms.base import Platform, SandboxKey
 from kars_controller.platforms.local.platform import LocalPlatform
 from kars_controller.reconcile.engine import Engine
+from kars_controller.reconcile.env import TRUST_KEYS_FILE
+from kars_controller.reconcile.mesh import MeshKeeper
 from kars_controller.reconcile.observing import Observer, Surroundings
 from kars_controller.reconcile.plan import RouterMaterial
 from kars_controller.reconcile.sandboxes import JoinTokenIssuer, SandboxKeeper
@@ -55,6 +61,7 @@ from kars_controller.witnessing import DatabaseWitnessStore
 
 _LOG = logging.getLogger(__name__)
 _PROVIDERS_POLL_S = 5.0
+_STATEMENT_KEYS_S = 60.0
 _LONGEST_EXPIRY_WAIT_S = 5.0
 
 
@@ -92,6 +99,16 @@ class Controller:
 
     def _build_identity(self) -> None:
         settings, domain = self.settings, self.settings.trust_domain
+        self.mesh_view = MeshView(self.store, domain)
+        self.statement_keys = StatementKeys(
+            settings.own_dir / "mesh-statement-keys.json",
+            domain,
+            timedelta(days=settings.mesh_statement_key_days),
+        )
+        self.statements = StatementIssuer(
+            self._database, self.statement_keys, self.audit, self._workload_exists
+        )
+        self._write_mesh_files()
         self.authority = CertificateAuthority.open(settings.own_dir / "ca", domain)
         self.source = AuthoritySvidSource(self.authority, self._identity)
         self.identities = Identities(
@@ -131,6 +148,7 @@ class Controller:
                     tasks.create_task(engine.run(), name="reconcilers"),
                     tasks.create_task(self._expire_approvals(), name="approval expiry"),
                     tasks.create_task(self._follow_providers(engine), name="providers file"),
+                    tasks.create_task(self._tend_statement_keys(engine), name="mesh statement keys"),
                 ]
                 self._announce()
                 await stopping.wait()
@@ -168,6 +186,8 @@ class Controller:
             read_providers=lambda: providers.read(self.settings.providers_path),
             byo_strict=self.settings.byo_strict_mode,
             code_dir=self.settings.code_dir,
+            mesh=self.mesh_view,
+            mesh_dir=self.settings.mesh_dir,
         )
         observer = Observer(
             store=self.store,
@@ -186,7 +206,13 @@ class Controller:
             code=CodeStore(self.settings.code_dir),
             tokens=JoinTokenIssuer(issue=self._join_token, revoke=self._forget_workload),
         )
-        self._engine = Engine(self.store, self.events, observer, keeper, self.platform)
+        mesh = MeshKeeper(
+            view=self.mesh_view,
+            keys=self.statement_keys,
+            publisher=self.publisher,
+            sessions=self.sessions,
+        )
+        self._engine = Engine(self.store, self.events, observer, keeper, self.platform, mesh=mesh)
         return self._engine
 
     def _announce(self) -> None:
@@ -213,6 +239,9 @@ class Controller:
         server.add(
             resource_pb2_grpc.add_ResourcesServicer_to_server,
             ResourcesServicer(self.store, self.events, Administration(self.store, self.audit)),
+        )
+        server.add(
+            mesh_identity_pb2_grpc.add_MeshIdentityServicer_to_server, MeshIdentityServicer(self.statements)
         )
         server.add(
             policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server,
@@ -249,6 +278,20 @@ class Controller:
                 seen = now
                 _LOG.info("providers file changed", extra={"path": path.name})
                 engine.touch_all()
+
+    async def _tend_statement_keys(self, engine: Engine) -> None:
+        while True:
+            await asyncio.sleep(_STATEMENT_KEYS_S)
+            if self.statement_keys.tend():
+                _LOG.info("mesh statement keys changed", extra={"keys": len(self.statement_keys.messages())})
+                self._write_mesh_files()
+                engine.touch_mesh()
+
+    def _write_mesh_files(self) -> None:
+        """Write what every agent may read: public keys, so for everybody; replaced as a whole."""
+        directory = self.settings.mesh_dir
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.replace(directory / TRUST_KEYS_FILE, self.statement_keys.trust_file(), mode=0o644)
 
     def _join_token(self, key: SandboxKey) -> str:
         identity = SpiffeId.sandbox(self.settings.trust_domain, *key)

@@ -13,7 +13,9 @@ MAIN = AuthorizationTable(
     {
         "kars.identity.v1.WorkloadIdentity/Renew": ["ns/*/sandbox/*", "svc/*"],
         "kars.identity.v1.WorkloadIdentity/GetTrustBundle": [ANY_IDENTITY],
-        "kars.policy.v1.PolicyDiscovery/Watch": _SANDBOXES,
+        "kars.mesh.v1.MeshIdentity/IssueStatement": _SANDBOXES,
+        "kars.mesh.v1.MeshIdentity/GetStatementKeys": [ANY_IDENTITY],
+        "kars.policy.v1.PolicyDiscovery/Watch": [*_SANDBOXES, "svc/relay"],
         "kars.policy.v1.PolicyDiscovery/GetSigningKeys": [ANY_IDENTITY],
         "kars.governance.v1.Approvals/Attach": _SANDBOXES,
         "kars.governance.v1.Approvals/ListApprovals": _OPERATORS,

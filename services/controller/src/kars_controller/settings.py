@@ -48,6 +48,9 @@ class ControllerSettings(ServiceSettings):
     byo_strict_mode: bool = False
     """Refuse BYO sandboxes whose image reference breaks the contract, instead of a warning."""
 
+    mesh_statement_key_days: int = Field(default=90, ge=1, le=3650)
+    """Age at which the key that signs mesh identity statements is replaced, in days."""
+
     drain_s: float = Field(default=5.0, ge=0, le=60)
     """How long open calls may finish when the controller stops."""
 
@@ -60,6 +63,11 @@ class ControllerSettings(ServiceSettings):
     def code_dir(self) -> Path:
         """Agent code that was fetched: beside the state directory, which no sandbox may see a part of."""
         return self.state_dir.with_name(f"{self.state_dir.name}-code")
+
+    @property
+    def mesh_dir(self) -> Path:
+        """What sandboxes may read of the mesh: beside the state directory, which none of them sees."""
+        return self.state_dir.with_name(f"{self.state_dir.name}-mesh")
 
     @property
     def providers_path(self) -> Path:

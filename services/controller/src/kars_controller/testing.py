@@ -1,12 +1,14 @@
 """What tests of the controller need: documents, and a platform in memory. Never imported by the service."""
 
 import asyncio
+import base64
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars_common.errors import KarsError, NotFoundError, UnavailableError
 
 from kars_controller.api_types.base import API_VERSION
@@ -154,3 +156,43 @@ def running_pod(plan: PodPlan) -> PodStatus:
         agent=container,
         router=replace(container, name="router"),
     )
+
+
+class Vertex:
+    """One identity of a TrustGraph, able to sign its edges."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.key = Ed25519PrivateKey.generate()
+
+    def document(self) -> dict[str, Any]:
+        """Return the vertex as the graph lists it."""
+        public = self.key.public_key().public_bytes_raw()
+        return {"id": self.name, "alg": "EdDSA", "publicKeyB64u": b64u(public)}
+
+    def trusts(
+        self, other: str, score: int = 800, issued_at: int = 1_700_000_000, not_after: int | None = None
+    ) -> dict[str, Any]:
+        """Return a signed edge to another vertex."""
+        ends = "" if not_after is None else str(not_after)
+        lines = ("trustgraph.v1", self.name, other, str(score), str(issued_at), ends, "")
+        edge: dict[str, Any] = {"from": self.name, "to": other, "score": score, "issuedAt": issued_at}
+        if not_after is not None:
+            edge["notAfter"] = not_after
+        return {**edge, "signature": b64u(self.key.sign("\n".join(lines).encode()))}
+
+
+def trust_graph(
+    vertices: Iterable[Vertex], edges: Iterable[dict[str, Any]], name: str = "team"
+) -> dict[str, Any]:
+    """Return a TrustGraph."""
+    found = document(
+        "TrustGraph", name, {"vertices": [item.document() for item in vertices], "edges": list(edges)}
+    )
+    del found["metadata"]["namespace"]
+    return found
+
+
+def b64u(raw: bytes) -> str:
+    """Return base64url without padding."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -109,6 +109,7 @@ async def test_certificates_of_another_authority_open_nothing(harness: Harness, 
 def test_every_method_has_a_rule_and_every_rule_a_method() -> None:
     from kars.audit.v1 import audit_pb2
     from kars.governance.v1 import governance_pb2
+    from kars.mesh.v1 import identity_pb2 as mesh_identity_pb2
     from kars.policy.v1 import policy_pb2
     from kars.sandbox.v1 import sandbox_pb2
 
@@ -117,6 +118,7 @@ def test_every_method_has_a_rule_and_every_rule_a_method() -> None:
         for module, names in (
             (identity_pb2, ("WorkloadIdentity",)),
             (resource_pb2, ("Resources",)),
+            (mesh_identity_pb2, ("MeshIdentity",)),
             (policy_pb2, ("PolicyDiscovery",)),
             (governance_pb2, ("Approvals",)),
             (sandbox_pb2, ("Sandboxes",)),

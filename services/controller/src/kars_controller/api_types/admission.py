@@ -12,7 +12,14 @@ from kars_common.errors import FieldViolation, InvalidInputError
 from pydantic import ValidationError
 
 from kars_controller.api_types import registry, violations
-from kars_controller.api_types.base import API_VERSION, Kind, Violation, is_label, is_subdomain
+from kars_controller.api_types.base import (
+    API_VERSION,
+    RESERVED_NAMESPACES,
+    Kind,
+    Violation,
+    is_label,
+    is_subdomain,
+)
 from kars_controller.raw import Raw
 from kars_controller.resources.keys import Document
 
@@ -151,11 +158,20 @@ def _name_rules(kind: Kind, metadata: Mapping[str, Any]) -> Iterator[Violation]:
             "metadata.name",
             f"got {violations.shown(name)}, allowed: {form} of at most {kind.max_name_length} characters",
         )
+    elif kind.fixed_name and name != kind.fixed_name:
+        yield Violation(
+            "metadata.name",
+            f"got {violations.shown(name)}, allowed: {kind.fixed_name} (there is one {kind.name})",
+        )
     namespace = metadata.get("namespace")
     if kind.namespaced and not (isinstance(namespace, str) and is_label(namespace)):
         yield Violation(
             "metadata.namespace",
             f"got {violations.shown(namespace)}, allowed: a DNS-1123 label of at most 63 characters",
+        )
+    elif kind.namespaced and namespace in RESERVED_NAMESPACES:
+        yield Violation(
+            "metadata.namespace", f"got {violations.shown(namespace)}, allowed: any other (services own it)"
         )
     for field in ("labels", "annotations"):
         yield from _strings(field, metadata.get(field))

@@ -17,6 +17,8 @@ from kars_controller.raw import Raw
 
 API_VERSION = "kars.azure.com/v1alpha1"
 SYSTEM_NAMESPACE = "kars-system"
+RESERVED_NAMESPACES = ("svc",)
+"""Services watch their own policy under these names."""
 MAX_INT64 = 2**63 - 1
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -129,6 +131,8 @@ class Kind:
     spec: type[ApiModel]
     namespaced: bool = True
     max_name_length: int = 253
+    fixed_name: str = ""
+    """The only name that a resource of this kind may have; empty: any."""
     normalise: Normalise = field(default=_as_is)
     """Makes a documented short form its full form, before validation; may add warnings."""
     rules: Rules = field(default=_none)

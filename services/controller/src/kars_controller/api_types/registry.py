@@ -4,12 +4,22 @@ from difflib import get_close_matches
 
 from kars_common.errors import InvalidInputError
 
+from kars_controller.api_types.auth_config import AUTH_CONFIG
 from kars_controller.api_types.base import Kind
 from kars_controller.api_types.inference_policy import INFERENCE_POLICY
+from kars_controller.api_types.pairing import KARS_PAIRING
 from kars_controller.api_types.sandbox import KARS_SANDBOX
 from kars_controller.api_types.tool_policy import TOOL_POLICY
+from kars_controller.api_types.trust_graph import TRUST_GRAPH
 
-KINDS: tuple[Kind, ...] = (KARS_SANDBOX, INFERENCE_POLICY, TOOL_POLICY)
+KINDS: tuple[Kind, ...] = (
+    KARS_SANDBOX,
+    INFERENCE_POLICY,
+    TOOL_POLICY,
+    TRUST_GRAPH,
+    KARS_PAIRING,
+    AUTH_CONFIG,
+)
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_ALIAS = {

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from kars_controller.api_types import peers
 from kars_controller.api_types.base import AGE, PHASE, ApiModel, Column, Kind, LocalRef, NonEmpty, OciRef
 from kars_controller.api_types.runtimes import Runtime
 from kars_controller.api_types.sandbox_rules import normalise, remarks, rules
@@ -17,6 +18,17 @@ def _quantity(value: str | float) -> str | float:
     if not _QUANTITY.fullmatch(str(value)):
         raise PydanticCustomError("quantity", "allowed: a Kubernetes quantity such as 500m, 2, 512Mi or 4Gi")
     return value
+
+
+def _trusted_peers(text: str) -> str:
+    for entry in peers.entries(text):
+        if peers.parse_entry(entry) is None:
+            raise PydanticCustomError(
+                "trusted_peers",
+                "allowed: names separated by commas, each <name> (of this namespace), <namespace>/<name> or a"
+                " SPIFFE id of a sandbox",
+            )
+    return text
 
 
 Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
@@ -48,10 +60,17 @@ class Governance(ApiModel):
     enabled: bool = False
     tool_policy_ref: LocalRef | None = None
     trust_threshold: Annotated[int, Field(ge=0, le=1000)] = 500
-    trusted_peers: str | None = None
+    trusted_peers: Annotated[str, AfterValidator(_trusted_peers)] | None = None
     registry_mode: Literal["local", "global"] = "local"
     mcp_server_ref: LocalRef | None = None
     mcp_server_refs: Annotated[list[LocalRef], Field(max_length=8)] = Field(default_factory=list)
+
+
+class MeshAuth(ApiModel):
+    """How the agent proves itself in the mesh."""
+
+    mode: Literal["auto", "agent-id", "anonymous"] = "auto"
+    custom_security_attributes: dict[str, str] = Field(default_factory=dict)
 
 
 class AzureService(ApiModel):
@@ -103,7 +122,7 @@ class SandboxSpec(ApiModel):
     suspended: bool = False
     a2a: dict[str, Any] | None = Field(default=None, alias="a2a")
     upstream_compatibility: dict[str, Any] | None = None
-    mesh_auth: dict[str, Any] | None = None
+    mesh_auth: MeshAuth | None = None
 
 
 KARS_SANDBOX = Kind(

@@ -6,6 +6,7 @@ Works on the raw spec, so that a rule is reported beside wrong fields; remarks s
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kars_controller.api_types import peers
 from kars_controller.api_types.base import RawSpec, Violation, dig
 from kars_controller.api_types.runtimes import VARIANT_OF_KIND
 from kars_controller.raw import Raw
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from kars_controller.api_types.sandbox import NetworkPolicy, SandboxSpec
 
 _CODE_KINDS = ("oci", "git", "local")
+_MESH_MODES = {"Auto": "auto", "AgentId": "agent-id", "Anonymous": "anonymous"}
+"""The spelling of older manifests."""
 _EMPTY_SELINUX = '\\"\\"'
 """The literal that an often used chart writes where it means nothing."""
 
@@ -31,6 +34,9 @@ def normalise(spec: RawSpec, warnings: list[str]) -> RawSpec:
         spec["sandbox"] = {**spec["sandbox"], "selinuxContext": ""}
     if isinstance(spec.get("runtime"), dict):
         spec["runtime"] = _normalise_runtime(spec["runtime"], warnings)
+    mode = dig(spec, "meshAuth", "mode")
+    if mode in _MESH_MODES:
+        spec["meshAuth"] = {**spec["meshAuth"], "mode": _MESH_MODES[mode]}
     endpoints = dig(spec, "networkPolicy", "allowedEndpoints")
     if isinstance(endpoints, list):
         full = [_endpoint(item) for item in endpoints]
@@ -118,9 +124,11 @@ def remarks(spec: "SandboxSpec") -> Iterable[str]:
         yield "spec.azureServices: no Azure identity on this platform; the list has no effect"
     if spec.agent is not None:
         yield "spec.agent: not passed to this runtime yet; give instructions in the agent's code"
-    for name in ("a2a", "upstream_compatibility", "mesh_auth"):
+    for name in ("a2a", "upstream_compatibility"):
         if getattr(spec, name) is not None:
             yield f"spec.{type(spec).model_fields[name].alias}: not implemented yet; it has no effect"
+    if spec.mesh_auth is not None and spec.mesh_auth.custom_security_attributes:
+        yield "spec.meshAuth.customSecurityAttributes: no directory on this platform takes them; no effect"
     yield from _governance_remarks(spec)
     if spec.network_policy is not None:
         yield from _network_remarks(spec.network_policy)
@@ -135,8 +143,11 @@ def _governance_remarks(spec: "SandboxSpec") -> Iterable[str]:
         yield "spec.governance.enabled is false: no action of this agent is denied or held by a tool policy"
     if governance.mcp_server_ref is not None or governance.mcp_server_refs:
         yield "spec.governance.mcpServerRefs: McpServer is not served yet; none is reachable"
-    if governance.trusted_peers:
-        yield "spec.governance.trustedPeers: there is no mesh on this platform yet; no peer is reachable"
+    if any(peers.has_foreign_id(entry) for entry in peers.entries(governance.trusted_peers or "")):
+        yield (
+            "spec.governance.trustedPeers: what follows a name's colon, a foreign mesh id, has"
+            " no effect; a peer proves its SPIFFE id"
+        )
 
 
 def _network_remarks(network: "NetworkPolicy") -> Iterable[str]:

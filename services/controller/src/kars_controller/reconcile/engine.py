@@ -11,7 +11,9 @@ from kars_common.errors import KarsError, NotFoundError, OutOfRangeError
 from kars_common.tasks import jittered
 
 from kars_controller import references
+from kars_controller.compile.mesh import RELAY_SUBJECT
 from kars_controller.platforms.base import Platform, SandboxKey
+from kars_controller.reconcile.mesh import MESH_KINDS, RELAY_KEY, MeshKeeper
 from kars_controller.reconcile.observing import Observer
 from kars_controller.reconcile.policies import reconcile_inference_policy, reconcile_tool_policy
 from kars_controller.reconcile.queue import WorkQueue
@@ -30,7 +32,7 @@ from kars_controller.resources import (
 
 _LOG = logging.getLogger(__name__)
 _WORKERS = 4
-_KINDS = ("KarsSandbox", "InferencePolicy", "ToolPolicy")
+_KINDS = ("KarsSandbox", "InferencePolicy", "ToolPolicy", *MESH_KINDS)
 _POLICIES = {"InferencePolicy": reconcile_inference_policy, "ToolPolicy": reconcile_tool_policy}
 
 
@@ -44,12 +46,15 @@ class Engine:
         observer: Observer,
         sandboxes: SandboxKeeper,
         platform: Platform,
+        *,
+        mesh: MeshKeeper,
     ) -> None:
         self._store = store
         self._events = events
         self._observer = observer
         self._sandboxes = sandboxes
         self._platform = platform
+        self._mesh = mesh
         self._queue: WorkQueue[ResourceKey] = WorkQueue()
         self._seen: dict[ResourceKey, tuple[str, int, bool]] = {}
 
@@ -67,6 +72,9 @@ class Engine:
 
     def touch(self, sandbox: SandboxKey) -> None:
         """Say that something about a sandbox changed that no resource shows."""
+        if sandbox == RELAY_SUBJECT:
+            self._add_all("TrustGraph")
+            return
         key = ResourceKey("KarsSandbox", sandbox.namespace, sandbox.name)
         self._queue.add(key)
         document = self._store.find(key)
@@ -75,7 +83,14 @@ class Engine:
 
     def touch_all(self) -> None:
         """Say that something about every sandbox changed."""
-        for document in self._store.list_kind("KarsSandbox"):
+        self._add_all("KarsSandbox")
+
+    def touch_mesh(self) -> None:
+        """Say that something about the mesh changed that no resource shows."""
+        self._queue.add(RELAY_KEY)
+
+    def _add_all(self, kind: str) -> None:
+        for document in self._store.list_kind(kind):
             self._queue.add(ResourceKey.of(document))
 
     async def _watch(self, kind: str) -> None:
@@ -97,9 +112,11 @@ class Engine:
         else:
             self._seen[key] = state
         self._queue.add(key)
+        if key.kind in ("KarsSandbox", *MESH_KINDS):
+            self._queue.add(RELAY_KEY)
         if key.kind == "KarsSandbox":
             self._add_policies(document)
-        else:
+        elif key.kind not in MESH_KINDS:
             self._add_sandboxes(key)
 
     def _add_policies(self, sandbox: Document) -> None:
@@ -130,17 +147,31 @@ class Engine:
                 self._queue.done(key)
 
     async def _reconcile(self, key: ResourceKey) -> None:
+        if key == RELAY_KEY:
+            self._publish_mesh()
+            return
         document = self._store.find(key)
         if document is None:
             return
         if key.kind == "KarsSandbox":
             requeue_s = await self._sandboxes.reconcile(document)
         else:
-            plan = _POLICIES[key.kind](document, self._observer.policy(document))
+            if key.kind in MESH_KINDS:
+                plan = self._mesh.reconcile(document)
+            else:
+                plan = _POLICIES[key.kind](document, self._observer.policy(document))
             record(self._store, self._events, document, plan)
             requeue_s = plan.requeue_s
         if requeue_s is not None:
             self._queue.add(key, jittered(requeue_s, 0.2))
+
+    def _publish_mesh(self) -> None:
+        changed, requeue_s = self._mesh.publish()
+        if changed:
+            # Their own parts are cut from the same edges.
+            self._add_all("KarsSandbox")
+            self._add_all("TrustGraph")
+        self._queue.add(RELAY_KEY, requeue_s)
 
     def _failed(self, key: ResourceKey, error: Exception) -> None:
         wait_s = self._queue.failed(key)

@@ -7,6 +7,9 @@ from kars_controller.api_types.runtimes import Runtime
 from kars_controller.platforms.base import DOOR_PORT
 
 CHAT_PORT = 18789
+MESH_DIR = "/kars/mesh"
+"""The folder, inside a sandbox, of what agents may read of the mesh."""
+TRUST_KEYS_FILE = "trust-keys.json"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_PREFIXES = ("AGT_", "FOUNDRY_AGENT_", "AZURE_", "IMDS_", "KARS_")
 _DOOR = f"http://127.0.0.1:{DOOR_PORT}"
@@ -39,6 +42,11 @@ def agent_env(
         else:
             env[key] = value
     return env, tuple(refused)
+
+
+def mesh_env(peer: str) -> dict[str, str]:
+    """Return what an agent is told of the mesh."""
+    return {"KARS_MESH_PEER": peer, "KARS_MESH_TRUST_KEYS": f"{MESH_DIR}/{TRUST_KEYS_FILE}"}
 
 
 def _runtime_facts(runtime: Runtime) -> dict[str, str]:

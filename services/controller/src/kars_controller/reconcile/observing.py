@@ -13,6 +13,7 @@ from kars_controller.api_types import parse_spec
 from kars_controller.api_types.inference_policy import InferencePolicySpec
 from kars_controller.compile import bundle as bundles
 from kars_controller.distribution import PolicyPublisher, PolicySessions, Published
+from kars_controller.mesh import MeshView, PeerView
 from kars_controller.platforms.base import Platform, SandboxKey
 from kars_controller.providers import Providers
 from kars_controller.reconcile.plan import PolicyObserved, PolicyUser, RouterMaterial, SandboxObserved
@@ -30,6 +31,9 @@ class Surroundings:
     read_providers: Callable[[], Providers] = lambda: providers.Providers(problem="no providers file")
     byo_strict: bool = False
     code_dir: Path
+    mesh: MeshView | None = None
+    relay_endpoint: Callable[[], str] = lambda: ""
+    mesh_dir: Path | None = None
 
 
 class Observer:
@@ -73,7 +77,14 @@ class Observer:
             router=self._surroundings.router,
             byo_strict=self._surroundings.byo_strict,
             code_dir=self._surroundings.code_dir,
+            mesh=self._mesh(document),
+            relay_endpoint=self._surroundings.relay_endpoint(),
+            mesh_dir=self._surroundings.mesh_dir,
         )
+
+    def _mesh(self, document: Document) -> PeerView | None:
+        view = self._surroundings.mesh
+        return None if view is None else view.of(document, self._now().timestamp())
 
     def policy(self, document: Document) -> PolicyObserved:
         """Return what bears on a policy now."""

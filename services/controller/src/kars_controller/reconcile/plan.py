@@ -11,6 +11,7 @@ from kars_common.errors import KarsError
 
 from kars_controller.code_sources import GitSource
 from kars_controller.distribution import Acknowledgement, Published
+from kars_controller.mesh import PeerView
 from kars_controller.platforms.base import PodPlan, PodStatus
 from kars_controller.providers import Providers
 from kars_controller.reconcile.conditions import Event
@@ -69,6 +70,12 @@ class SandboxObserved:
     byo_strict: bool = False
     code_dir: Path
     """Where fetched agent code is."""
+    mesh: PeerView | None = None
+    """Its part in the mesh; None where there is no mesh."""
+    relay_endpoint: str = ""
+    """Where the relay is; empty: none runs."""
+    mesh_dir: Path | None = None
+    """Folder with what every agent may read of the mesh."""
 
 
 @dataclass(frozen=True, kw_only=True)

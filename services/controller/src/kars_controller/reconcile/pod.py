@@ -1,7 +1,7 @@
 """Builds the pod of a sandbox: what the agent is, what the router is given, in which limits."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,16 @@ from kars_controller.resources import Document, ResourceKey
 from kars_controller.runtimes import RuntimeCatalog
 
 JOIN_TOKEN_PATH = "join-token"  # noqa: S105 - a file name
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshMount:
+    """What an agent is given of the mesh: its own name, and whose statements it may believe."""
+
+    peer: str
+    directory: Path
+
+
 _LIMIT_FIELDS = ("cpu", "memory", "ephemeral-storage", "pids")
 
 
@@ -43,6 +53,7 @@ def build(
     router: RouterMaterial,
     providers: ProviderShare,
     code_dir: Path,
+    mesh: MeshMount | None = None,
 ) -> PodPlan:
     """Return the pod of a valid sandbox, without the router's join token.
 
@@ -55,7 +66,7 @@ def build(
         key=SandboxKey(key.namespace, key.name),
         uid=sandbox["metadata"]["uid"],
         digest="",
-        agent=_agent(sandbox, spec, model, runtimes, code_dir),
+        agent=_agent(sandbox, spec, model, runtimes, code_dir, mesh=mesh),
         router=_router(key, router, providers),
         suspended=spec.suspended,
     )
@@ -74,13 +85,22 @@ def unused_limits(spec: SandboxSpec) -> list[str]:
 
 
 def _agent(
-    sandbox: Document, spec: SandboxSpec, model: str, runtimes: RuntimeCatalog, code_dir: Path
+    sandbox: Document,
+    spec: SandboxSpec,
+    model: str,
+    runtimes: RuntimeCatalog,
+    code_dir: Path,
+    *,
+    mesh: MeshMount | None,
 ) -> AgentPlan:
     runtime = spec.runtime
     argv, bin_dir, mounts = _command(runtime, runtimes)
     code, seed = _code(sandbox, runtime, code_dir)
     name = sandbox["metadata"]["name"]
     variables, _ = env.agent_env(name, runtime, model, bin_dir)
+    if mesh is not None:
+        variables |= env.mesh_env(mesh.peer)
+        mounts = (*mounts, ReadOnlyMount(source=mesh.directory, target=env.MESH_DIR))
     return AgentPlan(
         argv=argv,
         env=variables,

@@ -13,6 +13,7 @@ from kars_common.errors import FailedPreconditionError, InvalidInputError, KarsE
 from kars_controller.api_types import parse_spec
 from kars_controller.api_types.sandbox import SandboxSpec
 from kars_controller.compile import bundle as bundles
+from kars_controller.compile import mesh
 from kars_controller.compile.governance import DEFAULT_TRUST_THRESHOLD
 from kars_controller.platforms.base import PodPlan
 from kars_controller.providers import ProviderShare
@@ -77,11 +78,19 @@ def _bundle(sandbox: Document, spec: SandboxSpec, observed: SandboxObserved) -> 
     governance = spec.governance
     threshold = governance.trust_threshold if governance is not None else DEFAULT_TRUST_THRESHOLD
     if governance is not None and not governance.enabled:
-        return bundles.compile_bundle(sandbox, inference, None, threshold)
+        return _with_mesh(bundles.compile_bundle(sandbox, inference, None, threshold), observed, threshold)
     if observed.tool_policy is None:
         raise FailedPreconditionError("tool_policy_not_found", observed.missing["ToolPolicy"])
     tool = (observed.tool_policy, parse_spec(observed.tool_policy))
-    return bundles.compile_bundle(sandbox, inference, tool, threshold)
+    return _with_mesh(bundles.compile_bundle(sandbox, inference, tool, threshold), observed, threshold)
+
+
+def _with_mesh(
+    bundle: policy_pb2.PolicyBundle, observed: SandboxObserved, threshold: int
+) -> policy_pb2.PolicyBundle:
+    if observed.mesh is not None and not observed.mesh.unavailable:
+        bundle.mesh_access.CopyFrom(mesh.access(observed.mesh, observed.relay_endpoint, threshold))
+    return bundle
 
 
 def _pod(
@@ -104,7 +113,14 @@ def _pod(
         router=observed.router,
         providers=share,
         code_dir=observed.code_dir,
+        mesh=_mesh_mount(observed),
     )
+
+
+def _mesh_mount(observed: SandboxObserved) -> pod.MeshMount | None:
+    if observed.mesh is None or observed.mesh_dir is None:
+        return None
+    return pod.MeshMount(peer=str(observed.mesh.peer), directory=observed.mesh_dir)
 
 
 def _unconfigured(share: ProviderShare, observed: SandboxObserved) -> str:

@@ -94,6 +94,7 @@ def details(
     if observed.pod is not None and observed.pod.isolation:
         yield _isolation_condition(observed.pod)
     yield from _allowlist_conditions(spec)
+    yield from _mesh_condition(spec, observed)
     without_effect = list(fields_without_effect(sandbox, spec))
     if without_effect:
         yield Condition.false("SpecEnforced", "NotEnforcedHere", "; ".join(without_effect))
@@ -194,6 +195,24 @@ def _isolation_condition(status: PodStatus) -> Condition:
         f"{control.name} {control.state.value}: {control.detail}" for control in status.degraded
     )
     return Condition.false("IsolationEnforced", "IsolationDegraded", listed)
+
+
+def _mesh_condition(spec: SandboxSpec, observed: SandboxObserved) -> Iterator[Condition]:
+    """Yield whether the agent has the part in the mesh that was asked for; nothing when none was."""
+    view = observed.mesh
+    asked = spec.governance is not None and bool(spec.governance.trusted_peers)
+    if view is None or not (view.edges or view.unavailable or asked):
+        return
+    if view.unavailable:
+        yield Condition.false("MeshReady", "MeshAuthUnavailable", view.unavailable)
+    elif not observed.relay_endpoint:
+        yield Condition.false("MeshReady", "RelayNotRunning", "no relay runs here; no peer is reachable")
+    elif view.one_sided:
+        listed = ", ".join(view.one_sided[:10])
+        message = f"these peers do not list this sandbox in trustedPeers, nor does a TrustGraph: {listed}"
+        yield Condition.false("MeshReady", "PeerNotMutual", message)
+    else:
+        yield Condition.true("MeshReady", "Reconciled", f"{len(view.edges)} edges begin or end here")
 
 
 def _allowlist_conditions(spec: SandboxSpec) -> Iterator[Condition]:

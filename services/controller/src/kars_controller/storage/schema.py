@@ -45,4 +45,10 @@ CREATE TABLE witnessed_heads (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_INITIAL,)
+_MESH_IDENTITIES = """
+CREATE TABLE mesh_identities (
+    peer TEXT PRIMARY KEY, serial INTEGER NOT NULL, identity_key BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_INITIAL, _MESH_IDENTITIES)

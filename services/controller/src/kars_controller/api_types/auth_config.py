@@ -1,0 +1,104 @@
+"""KarsAuthConfig: how mesh peers prove who they are. Cluster-wide, one, named `default`.
+
+On every platform a peer proves the workload identity that the controller issued (`Anonymous` is the name of
+that backend: no directory outside is asked). A backend that this platform cannot give is not replaced by a
+weaker one: sandboxes that depend on it stay out of the mesh, and the status says so.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from kars_controller.api_types.base import AGE, PHASE, ApiModel, Column, Kind, NonEmpty, Violation, dig
+
+AUTH_CONFIG_NAME = "default"
+
+
+class Tenant(ApiModel):
+    """The directory tenant."""
+
+    tenant_id: NonEmpty
+    authority_host: str = "https://login.microsoftonline.com/"
+    service_management_reference: str | None = None
+
+
+class AgentId(ApiModel):
+    """The blueprint that agent identities are made from."""
+
+    blueprint_client_id: NonEmpty
+    blueprint_object_id: NonEmpty
+    sponsor_user_object_ids: list[str] = Field(default_factory=list)
+
+
+class ControllerIdentity(ApiModel):
+    """Whom the controller is in the directory."""
+
+    managed_identity_client_id: NonEmpty
+    managed_identity_resource_id: NonEmpty
+    managed_identity_principal_id: str | None = None
+    credential_mode: Literal["ManagedIdentityImds", "WorkloadIdentity"] = "ManagedIdentityImds"
+
+
+class DownstreamApi(ApiModel):
+    """An API that tokens are asked for."""
+
+    base_url: NonEmpty
+    request_app_token: bool = True
+    scopes: Annotated[list[NonEmpty], Field(min_length=1)]
+
+
+class FoundryRole(ApiModel):
+    """Roles that each agent identity gets on one scope."""
+
+    scope: NonEmpty
+    role_definition_ids: list[NonEmpty]
+
+
+class AuthConfigSpec(ApiModel):
+    """The desired identity settings."""
+
+    tenant: Tenant
+    agent_id: AgentId
+    controller: ControllerIdentity
+    mesh_auth_backend: Literal["Anonymous", "EntraAgentIdentity"] = "Anonymous"
+    mesh_auth_audience: str | None = None
+    downstream_apis: dict[str, DownstreamApi] = Field(default_factory=dict)
+    foundry_rbac: list[FoundryRole] = Field(default_factory=list)
+
+
+def _rules(spec: Mapping[str, Any]) -> Iterator[Violation]:
+    host = dig(spec, "tenant", "authorityHost")
+    if isinstance(host, str) and not host.startswith("https://"):
+        yield Violation("spec.tenant.authorityHost", f"got {host[:80]!r}, allowed: an https:// URL")
+    if spec.get("meshAuthAudience") is not None and spec.get("meshAuthBackend") != "EntraAgentIdentity":
+        yield Violation(
+            "spec.meshAuthAudience", "not allowed unless spec.meshAuthBackend is EntraAgentIdentity"
+        )
+
+
+def remarks(spec: AuthConfigSpec) -> Iterable[str]:
+    """Yield what the spec asks for and this platform does not give."""
+    if spec.mesh_auth_backend == "EntraAgentIdentity":
+        yield (
+            "spec.meshAuthBackend: this platform has no directory to ask; sandboxes with"
+            " spec.meshAuth.mode agent-id stay out of the mesh"
+        )
+    yield "spec.tenant, agentId, controller: no agent identities are made here; they have no effect"
+    if spec.downstream_apis:
+        yield "spec.downstreamApis: there is no token broker on this platform; no token is issued"
+    if spec.foundry_rbac:
+        yield "spec.foundryRbac: no roles are assigned on this platform"
+
+
+AUTH_CONFIG = Kind(
+    name="KarsAuthConfig",
+    plural="karsauthconfigs",
+    short_names=("kac",),
+    namespaced=False,
+    fixed_name=AUTH_CONFIG_NAME,
+    spec=AuthConfigSpec,
+    columns=(PHASE, Column(name="MeshAuth", json_path=".spec.meshAuthBackend"), AGE),
+    rules=_rules,
+    remarks=remarks,
+)

@@ -1,0 +1,1 @@
+"""The doors: gRPC servicers. Decode, ask the domain, encode; no decisions."""
