@@ -6,11 +6,13 @@ weaker one: sandboxes that depend on it stay out of the mesh, and the status say
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from kars_controller.api_types.base import AGE, PHASE, ApiModel, Column, Kind, NonEmpty, Violation, dig
+from kars_controller.api_types.published import HTTPS_PATTERN, CelRule, Published
+from kars_controller.api_types.status import Status, Time
 
 AUTH_CONFIG_NAME = "default"
 
@@ -19,7 +21,7 @@ class Tenant(ApiModel):
     """The directory tenant."""
 
     tenant_id: NonEmpty
-    authority_host: str = "https://login.microsoftonline.com/"
+    authority_host: Annotated[str, Published(pattern=HTTPS_PATTERN)] = "https://login.microsoftonline.com/"
     service_management_reference: str | None = None
 
 
@@ -66,6 +68,22 @@ class AuthConfigSpec(ApiModel):
     downstream_apis: dict[str, DownstreamApi] = Field(default_factory=dict)
     foundry_rbac: list[FoundryRole] = Field(default_factory=list)
 
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.meshAuthAudience) || self.meshAuthBackend == 'EntraAgentIdentity'",
+            "not allowed unless spec.meshAuthBackend is EntraAgentIdentity",
+            ".meshAuthAudience",
+        ),
+    )
+
+
+class AuthConfigStatus(Status):
+    """What of the identity settings is in force."""
+
+    blueprint_fic_count: int | None = None
+    blueprint_fic_quota: int | None = None
+    last_reconciled_at: Time | None = None
+
 
 def _rules(spec: Mapping[str, Any]) -> Iterator[Violation]:
     host = dig(spec, "tenant", "authorityHost")
@@ -98,6 +116,7 @@ AUTH_CONFIG = Kind(
     namespaced=False,
     fixed_name=AUTH_CONFIG_NAME,
     spec=AuthConfigSpec,
+    status=AuthConfigStatus,
     columns=(PHASE, Column(name="MeshAuth", json_path=".spec.meshAuthBackend"), AGE),
     rules=_rules,
     remarks=remarks,

@@ -1,7 +1,7 @@
 """InferencePolicy: which models, how many tokens, which content."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from kars_controller.api_types.base import (
     Violation,
     dig,
 )
+from kars_controller.api_types.published import CelRule, beside_bundle
+from kars_controller.api_types.status import Digest, NamedObject, Status, Time
 from kars_controller.raw import Raw
 
 SeverityName = Literal["Safe", "Low", "Medium", "High"]
@@ -37,6 +39,15 @@ class TokenBudget(ApiModel):
     per_request_tokens: Count | None = None
     daily_tokens: Count | None = None
     monthly_tokens: Count | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = tuple(
+        CelRule(
+            f"!has(self.monthlyTokens) || !has(self.{part}) || self.monthlyTokens >= self.{part}",
+            f"allowed: at least {part}, or leave it out",
+            ".monthlyTokens",
+        )
+        for part in ("dailyTokens", "perRequestTokens")
+    )
 
 
 class ContentSafety(ApiModel):
@@ -73,6 +84,20 @@ class InferencePolicySpec(ApiModel):
     display_name: str | None = None
     bundle_ref: OciRef | None = None
 
+    cel: ClassVar[tuple[CelRule, ...]] = beside_bundle(*_INLINE)
+
+
+class InferencePolicyStatus(Status):
+    """What was compiled, and what routers enforce."""
+
+    profile_config_map_ref: NamedObject | None = None
+    version_hash: Digest | None = None
+    compiled_digest: Digest | None = None
+    loaded_digest: Digest | None = None
+    """The digest that every running sandbox of this policy enforces."""
+    bundle_ref_digest: Digest | None = None
+    last_compiled_at: Time | None = None
+
 
 def _rules(spec: Mapping[str, Any]) -> Iterator[Violation]:
     if spec.get("bundleRef") is not None:
@@ -105,6 +130,7 @@ INFERENCE_POLICY = Kind(
     plural="inferencepolicies",
     short_names=("ip",),
     spec=InferencePolicySpec,
+    status=InferencePolicyStatus,
     columns=(
         Column(name="Sandbox", json_path=".spec.appliesTo.sandboxName"),
         Column(name="DailyTokens", json_path=".spec.tokenBudget.dailyTokens", type="integer"),

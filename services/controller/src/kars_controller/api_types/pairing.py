@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from kars_controller.api_types.base import AGE, MAX_INT64, PHASE, ApiModel, Column, Count, Kind
+from kars_controller.api_types.published import Published
+from kars_controller.api_types.status import Status, Time
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -50,14 +52,31 @@ _CAPABILITIES: tuple[Capability, ...] = ("offload", "handoff")
 class PairingSpec(ApiModel):
     """The invitation."""
 
-    token_hash: Annotated[str, AfterValidator(_hash)]
-    expires_at: Annotated[str, AfterValidator(_time)]
+    token_hash: Annotated[str, AfterValidator(_hash), Published(pattern="^[0-9a-f]{64}$")]
+    expires_at: Annotated[str, AfterValidator(_time), Published(format="date-time")]
     slots_max: Annotated[int, Field(ge=1, le=MAX_INT64)] = 1
     token_budget: Count = 500_000
     capabilities: list[Capability] = Field(default_factory=lambda: list(_CAPABILITIES))
     display_name: str | None = None
     model: str | None = None
     isolation: Literal["standard", "enhanced", "confidential"] | None = None
+
+
+class PairingStatus(Status):
+    """Who took the invitation, and what was used of it."""
+
+    phase: Literal["PendingPairing", "Active", "Expired", "Revoked", "Degraded"] | None = None
+    bound_peer: str | None = None
+    bound_amid: str | None = None
+    bound_pubkey_ed25519: str | None = None
+    paired_at: Time | None = None
+    slots_used: Count | None = None
+    tokens_used: Count | None = None
+    last_offload_at: Time | None = None
+    offloads_completed: Count | None = None
+    offloads_failed: Count | None = None
+    active_sandbox: str | None = None
+    last_reconciled_at: Time | None = None
 
 
 def remarks(_spec: PairingSpec) -> Iterable[str]:
@@ -70,6 +89,7 @@ KARS_PAIRING = Kind(
     plural="karspairings",
     short_names=("cp",),
     spec=PairingSpec,
+    status=PairingStatus,
     columns=(
         PHASE,
         Column(name="Peer", json_path=".status.boundPeer"),

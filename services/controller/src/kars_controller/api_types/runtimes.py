@@ -1,11 +1,12 @@
 """The nine runtimes of a KarsSandbox: one object each, exactly one of them given."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from kars_controller.api_types.base import ApiModel, NonEmpty
+from kars_controller.api_types.published import CelRule, Published
 
 RuntimeKind = Literal[
     "OpenClaw",
@@ -41,7 +42,10 @@ def _absolute(path: str) -> str:
     return path
 
 
-AbsolutePath = Annotated[str, AfterValidator(_absolute), Field(max_length=4096)]
+_ABSOLUTE_PATTERN = r"^(/(\.?|\.?[^/.\x00][^/\x00]*|\.\.[^/\x00]+))+$"
+AbsolutePath = Annotated[
+    str, AfterValidator(_absolute), Field(max_length=4096), Published(pattern=_ABSOLUTE_PATTERN)
+]
 
 
 class OciCode(ApiModel):
@@ -72,6 +76,13 @@ class AgentCode(ApiModel):
     oci: OciCode | None = None
     git: GitCode | None = None
     local: LocalCode | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "[has(self.oci), has(self.git), has(self.local)].filter(given, given).size() == 1",
+            "allowed: exactly one of oci, git, local",
+        ),
+    )
 
 
 class Adapter(ApiModel):
@@ -133,7 +144,7 @@ class Byo(ApiModel):
     """Bring your own: any program that keeps the runtime contract."""
 
     image: NonEmpty
-    contract_version: Literal["v1"]
+    contract_version: Annotated[Literal["v1"], Published(default="v1")]
     command: list[str] | None = None
     args: list[str] | None = None
     env: list[EnvVar] = Field(default_factory=list)
@@ -154,6 +165,15 @@ class Runtime(ApiModel):
     pydantic_ai: PythonAdapter | None = None
     hermes: Hermes | None = None
     byo: Byo | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = tuple(
+        CelRule(
+            f"has(self.{variant}) == (self.kind == '{owner}')",
+            f"{variant} is required when kind is {owner}, and not allowed otherwise",
+            f".{variant}",
+        )
+        for owner, variant in VARIANT_OF_KIND.items()
+    )
 
     @property
     def adapter(self) -> Adapter | None:

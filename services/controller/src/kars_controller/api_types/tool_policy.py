@@ -1,7 +1,7 @@
 """ToolPolicy: what an agent may do, how often, and what a person must approve."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,13 +18,15 @@ from kars_controller.api_types.base import (
     Violation,
     dig,
 )
+from kars_controller.api_types.published import CelRule, Published
+from kars_controller.api_types.status import Digest, Status, Time
 from kars_controller.profiles import durations
 
 
 class AppliesTo(ApiModel):
     """Which tool the limits below are about; a sandbox is bound by its own `toolPolicyRef`."""
 
-    sandbox_match_labels: dict[str, str] = Field(default_factory=dict)
+    sandbox_match_labels: dict[str, str]
     tool: str | None = None
     mcp_server: str | None = None
 
@@ -34,6 +36,14 @@ class AgtProfile(ApiModel):
 
     inline: str | None = None
     bundle_ref: OciRef | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.inline) || !has(self.bundleRef)",
+            "not allowed beside inline; keep one of them",
+            ".bundleRef",
+        ),
+    )
 
 
 class Commerce(ApiModel):
@@ -50,7 +60,20 @@ class RateLimit(ApiModel):
 
     rps: Count32 | None = None
     burst: Count32 | None = None
-    window: str | None = None
+    window: Annotated[str, Published(pattern=durations.PATTERN)] | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.burst) || (has(self.rps) && self.rps > 0)",
+            "is required beside burst, and at least 1",
+            ".rps",
+        ),
+        CelRule(
+            "!has(self.burst) || self.burst > 0",
+            "allowed: at least 1 (with 0 no call could ever pass)",
+            ".burst",
+        ),
+    )
 
 
 class Approval(ApiModel):
@@ -59,6 +82,15 @@ class Approval(ApiModel):
     mode: Literal["never", "always", "aboveThreshold"] | None = None
     threshold: str | None = None
     channel: str | None = None
+
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.mode) || self.mode != 'aboveThreshold'"
+            " || (has(self.threshold) && self.threshold != '')",
+            "is required when spec.approval.mode is aboveThreshold",
+            ".threshold",
+        ),
+    )
 
 
 class ToolPolicySpec(ApiModel):
@@ -70,6 +102,17 @@ class ToolPolicySpec(ApiModel):
     rate_limit: RateLimit | None = None
     approval: Approval | None = None
     display_name: str | None = None
+
+
+class ToolPolicyStatus(Status):
+    """What was compiled, and what routers enforce."""
+
+    version_hash: Digest | None = None
+    agt_profile_digest: Digest | None = None
+    agt_profile_bundle_digest: Digest | None = None
+    loaded_digest: Digest | None = None
+    """The digest that every running sandbox of this policy enforces."""
+    last_compiled_at: Time | None = None
 
 
 def _normalise(spec: RawSpec, warnings: list[str]) -> RawSpec:
@@ -130,6 +173,7 @@ TOOL_POLICY = Kind(
     plural="toolpolicies",
     short_names=("tp",),
     spec=ToolPolicySpec,
+    status=ToolPolicyStatus,
     columns=(
         Column(name="Tool", json_path=".spec.appliesTo.tool"),
         Column(name="DailyCap", json_path=".spec.commerce.dailyCap"),

@@ -5,12 +5,14 @@ the edges are compiled, so that one bad edge is reported and left out, and not t
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from kars_controller.api_types.base import AGE, MAX_INT64, PHASE, ApiModel, Column, Kind, Violation, dig
+from kars_controller.api_types.published import CelRule, Published
+from kars_controller.api_types.status import NamedObject, Status, Time
 
 MAX_VERTICES = 10_000
 MAX_EDGES = 50_000
@@ -26,7 +28,11 @@ def _vertex_id(text: str) -> str:
     return text
 
 
-VertexId = Annotated[str, AfterValidator(_vertex_id)]
+VertexId = Annotated[
+    str,
+    AfterValidator(_vertex_id),
+    Published(pattern=r"^[^\x00-\x20\x7f-\xa0]+$", maxLength=_MAX_ID_CHARS),
+]
 UnixSeconds = Annotated[int, Field(ge=0, le=MAX_INT64)]
 
 
@@ -50,12 +56,31 @@ class Edge(ApiModel):
     signature: Annotated[str, Field(max_length=256)]
     reason: str | None = None
 
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.notAfter) || self.notAfter >= self.issuedAt", "allowed: at least issuedAt", ".notAfter"
+        ),
+    )
+
 
 class TrustGraphSpec(ApiModel):
     """The vertices and the signed edges between them."""
 
     vertices: Annotated[list[Vertex], Field(min_length=1, max_length=MAX_VERTICES)]
     edges: Annotated[list[Edge], Field(max_length=MAX_EDGES)] = Field(default_factory=list)
+
+
+class TrustGraphStatus(Status):
+    """What of the graph counts."""
+
+    valid_vertices: int | None = None
+    valid_edges: int | None = None
+    invalid_edges: int | None = None
+    """Rejected for ever: no such vertex, or the signature does not fit."""
+    inactive_edges: int | None = None
+    """Outside their time now."""
+    projection_config_map_ref: NamedObject | None = None
+    last_reconciled_at: Time | None = None
 
 
 def _rules(spec: Mapping[str, Any]) -> Iterator[Violation]:
@@ -74,6 +99,7 @@ TRUST_GRAPH = Kind(
     short_names=("tg",),
     namespaced=False,
     spec=TrustGraphSpec,
+    status=TrustGraphStatus,
     columns=(
         PHASE,
         Column(name="Vertices", json_path=".status.validVertices", type="integer"),
