@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept crds bench-router clean
+.PHONY: help setup demo test lint fmt proto proto-accept crds bench-router bench-mesh soak-mesh clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ demo: setup ## run the quickstart agent in a sandbox, attack it, print the proof
 
 test: setup ## run the tests (attacks included), as root or not
 	@$(BIN)/pytest -q
+
+.PHONY: chaos-relay
+chaos-relay: setup ## kill -9 the relay, and one of three replicas with its NATS server, 20 times each under load (KILLS=)
+	@KARS_CHAOS_KILLS=$(or $(KILLS),20) $(BIN)/pytest -q --timeout 900 services/relay/tests/test_chaos.py
 
 lint: setup ## format check, lint, types, import rules, contracts, generated files
 	@$(BIN)/ruff format --check .
@@ -41,6 +45,14 @@ crds: setup ## regenerate deploy/crds and docs/reference/crds.md from the models
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
+
+bench-mesh: setup ## mesh cryptography and relay against floors and peers; writes build/bench/mesh.json
+	@$(BIN)/python tests/bench/mesh/run.py
+
+soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps for each of 5 seeds (SEEDS=, STEPS=)
+	@for seed in $(or $(SEEDS),1 2 3 4 5); do \
+	  KARS_SOAK_SEED=$$seed KARS_SOAK_STEPS=$(or $(STEPS),10000) \
+	  $(BIN)/pytest -q --timeout 3600 sdk/tests/mesh/test_adversary.py -k long_random_walk || exit 1; done
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

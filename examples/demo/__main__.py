@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from examples.demo import proofs
+from examples.demo import mesh, proofs
 from examples.demo.model import ModelSource, model_source, new_canary
 from examples.demo.platform import DemoError, Platform, ended, wait_for
 from examples.demo.proofs import Probe, Proof
@@ -71,7 +71,8 @@ def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
     Args:
         model: what answers.
         scratch: a folder for this run.
-        fault: a folder of tests/faults that takes one control away, to see that this is noticed.
+        fault: a folder of tests/faults that takes one control away, to see that this is noticed; the mesh,
+            which none of them touches, is left out then.
     """
     canary_file = scratch / "canary.key"
     canary = new_canary()
@@ -94,10 +95,16 @@ def run(model: ModelSource, scratch: Path, fault: str | None) -> list[Proof]:
             deadline_s=60,
         )
         show_work(platform, agent)
+        talk = (
+            [] if fault else mesh.prove(platform, agent, scratch / "quickstart" / "manifests", scratch, step)
+        )
+        for row in talk:
+            step(f"{row.control}: {'held' if row.held else 'FAILED'}")
         step("the attacker starts in a sandbox of its own")
         targets = {"tcp_port": tcp.getsockname()[1], "udp_port": udp.getsockname()[1]}
         apply_probe(platform, model, tool_policy, targets, scratch)
-        return attack(platform, agent, Probe(platform), udp, canary, granted=granted, scratch=scratch)
+        rows = attack(platform, agent, Probe(platform), udp, canary, granted=granted, scratch=scratch)
+        return [*rows, *talk]
 
 
 def show_work(platform: Platform, agent: str) -> None:
@@ -134,9 +141,9 @@ def apply_quickstart(platform: Platform, model: ModelSource, scratch: Path) -> t
             if document["kind"] == "InferencePolicy":
                 document["spec"]["modelPreference"]["primary"]["deployment"] = model.model
             elif document["kind"] == "KarsSandbox":
-                sandbox = document["metadata"]["name"]
+                sandbox = sandbox or document["metadata"]["name"]
             elif document["kind"] == "ToolPolicy":
-                tool_policy = document["metadata"]["name"]
+                tool_policy = tool_policy or document["metadata"]["name"]
         manifest.write_text(yaml.safe_dump_all(documents))
     step("applying examples/quickstart")
     platform.kars("apply", "-f", str(target / "manifests"), "--wait", timeout_s=180)

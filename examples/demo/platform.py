@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 KARS = Path(sys.executable).with_name("kars")
 _T = TypeVar("_T")
@@ -72,6 +72,12 @@ class Platform:
             timeout=timeout_s,
             check=False,
             stdin=subprocess.DEVNULL,
+        )
+
+    def start(self, out: IO[bytes], *arguments: str) -> "subprocess.Popen[bytes]":
+        """Start the command and do not wait for it."""
+        return subprocess.Popen(
+            [str(KARS), *arguments], env=self._environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
         )
 
     def kars_items(self, *arguments: str) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ class ScriptedModel:
         wish = talk.wish.lower()
         if not request.tools:
             return Answer(text=_short_reply(talk.wish))
+        if "kars_mesh_send" in request.tool_names and "review" in wish:
+            return _review(talk) if "review of it" in wish else _hand_over(talk)
         if "delete" in wish:
             return _once(talk, "delete_notes", {"name": "1-timeline.md"})
         if "notes" in wish and "list_notes" in request.tool_names:
@@ -85,6 +87,30 @@ def _report(talk: Conversation, *, publish: bool) -> Answer:
         return Answer(calls=(ToolCall(name=step, arguments={"name": REPORT}),))
     end = " and published it" if publish else ""
     return Answer(text=f"I read {len(talk.results('read_note'))} notes, wrote reports/{REPORT}{end}.")
+
+
+def _hand_over(talk: Conversation) -> Answer:
+    """Send the report's file, then ask for a review and wait for it."""
+    if not talk.results("kars_mesh_transfer_file"):
+        arguments: dict[str, object] = {"to_agent": "reviewer", "file_path": f"/sandbox/reports/{REPORT}"}
+        return Answer(calls=(ToolCall(name="kars_mesh_transfer_file", arguments=arguments),))
+    if not talk.results("kars_mesh_send"):
+        content = f"Please review {REPORT}: is the cause named, is there a follow-up?"
+        arguments = {"to_agent": "reviewer", "content": content, "wait_for_reply": True}
+        return Answer(calls=(ToolCall(name="kars_mesh_send", arguments=arguments),))
+    return Answer(text=f"The reviewer said: {talk.results('kars_mesh_send')[-1].result}")
+
+
+def _review(talk: Conversation) -> Answer:
+    """Wait for the reporter, then answer it."""
+    if not talk.results("kars_mesh_await"):
+        arguments: dict[str, object] = {"senders": ["incident-reporter"], "timeout_seconds": 600}
+        return Answer(calls=(ToolCall(name="kars_mesh_await", arguments=arguments),))
+    if not talk.results("kars_mesh_send"):
+        content = "Reviewed: the cause is named and there is a follow-up."
+        arguments = {"to_agent": "incident-reporter", "content": content}
+        return Answer(calls=(ToolCall(name="kars_mesh_send", arguments=arguments),))
+    return Answer(text="I sent my review.")
 
 
 def _once(talk: Conversation, tool: str, arguments: dict[str, object]) -> Answer:

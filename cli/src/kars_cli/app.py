@@ -14,6 +14,7 @@ from kars_cli.commands import (
     doctor,
     get,
     logs,
+    mesh,
     policy,
     version,
 )
@@ -40,6 +41,7 @@ def build() -> typer.Typer:
     app.add_typer(approvals.app, name="approvals")
     app.add_typer(audit.app, name="audit")
     app.add_typer(policy.app, name="policy")
+    app.add_typer(mesh.app, name="mesh")
     app.command("doctor")(doctor.doctor)
     app.command("version")(version.version)
     return app

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from kars.policy.v1 import policy_pb2
 from kars.sandbox.v1 import sandbox_pb2, sandbox_pb2_grpc
-from kars_common.errors import FailedPreconditionError
+from kars_common.errors import FailedPreconditionError, UnavailableError
 from kars_common.identity import FileSvidSource
 from kars_common.rpc import PeerChannel, mapped_errors
 from kars_common.spiffe import SpiffeId
 
 from kars_cli import home
+from kars_cli.local import services
 
 if TYPE_CHECKING:
     from kars.sandbox.v1.sandbox_pb2_grpc import SandboxesAsyncStub
@@ -46,6 +47,7 @@ class Session:
         self._stack = stack
         self._endpoints = home.endpoints(directory)
         self._source = FileSvidSource(directory / "cli")
+        self._relay: PeerChannel | None = None
         self._controller = self._channel(self._endpoints.controller, self._endpoints.dns_name)
 
     @classmethod
@@ -67,6 +69,29 @@ class Session:
     def controller(self, factory: Callable[[Any], _Stub]) -> _Stub:
         """Return a stub on the controller."""
         return self._controller.stub(factory)
+
+    @property
+    def relay_endpoint(self) -> str:
+        """Where the mesh relay of this platform listens.
+
+        Raises:
+            UnavailableError: `relay_not_running`.
+        """
+        for service in services.found(self.home):
+            if service.name == "relay" and service.running and service.endpoint:
+                return service.endpoint
+        raise UnavailableError("relay_not_running", "the mesh relay does not run; kars dev starts it")
+
+    def relay(self, factory: Callable[[Any], _Stub]) -> _Stub:
+        """Return a stub on the mesh relay.
+
+        Raises:
+            UnavailableError: `relay_not_running`.
+        """
+        if self._relay is None:
+            name = SpiffeId.service(self.trust_domain, "relay").dns_name
+            self._relay = self._channel(self.relay_endpoint, name)
+        return self._relay.stub(factory)
 
     async def router(self, namespace: str, name: str) -> "Router":
         """Return a sandbox's router.

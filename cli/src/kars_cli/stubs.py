@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 from kars.audit.v1 import audit_pb2_grpc
 from kars.budget.v1 import budget_pb2_grpc
 from kars.governance.v1 import governance_pb2_grpc
+from kars.mesh.v1 import registry_pb2_grpc, relay_pb2_grpc
 from kars.policy.v1 import policy_pb2_grpc
 from kars.resource.v1 import resource_pb2_grpc
 from kars.sandbox.v1 import sandbox_pb2_grpc
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from kars.audit.v1.audit_pb2_grpc import AuditLogAsyncStub, AuditWitnessAsyncStub
     from kars.budget.v1.budget_pb2_grpc import BudgetsAsyncStub
     from kars.governance.v1.governance_pb2_grpc import ApprovalsAsyncStub
+    from kars.mesh.v1.registry_pb2_grpc import RegistryAsyncStub
+    from kars.mesh.v1.relay_pb2_grpc import RelayStatusAsyncStub
     from kars.policy.v1.policy_pb2_grpc import PolicyDiscoveryAsyncStub, PolicyEnforcementAsyncStub
     from kars.resource.v1.resource_pb2_grpc import ResourcesAsyncStub
     from kars.sandbox.v1.sandbox_pb2_grpc import SandboxesAsyncStub
@@ -48,6 +51,21 @@ def witness(session: Session) -> "AuditWitnessAsyncStub":
 def controller_audit(session: Session) -> "AuditLogAsyncStub":
     """The controller's audit log."""
     return cast("AuditLogAsyncStub", session.controller(audit_pb2_grpc.AuditLogStub))
+
+
+def registry(session: Session) -> "RegistryAsyncStub":
+    """The mesh registry, as far as operators may ask it."""
+    return cast("RegistryAsyncStub", session.relay(registry_pb2_grpc.RegistryStub))
+
+
+def relay_status(session: Session) -> "RelayStatusAsyncStub":
+    """What the mesh relay holds."""
+    return cast("RelayStatusAsyncStub", session.relay(relay_pb2_grpc.RelayStatusStub))
+
+
+def relay_enforcement(session: Session) -> "PolicyEnforcementAsyncStub":
+    """What the mesh relay enforces."""
+    return cast("PolicyEnforcementAsyncStub", session.relay(policy_pb2_grpc.PolicyEnforcementStub))
 
 
 def audit(router: Router) -> "AuditLogAsyncStub":

@@ -53,7 +53,7 @@ async def _connect(
     """Return whether every turn was completed."""
     complete = True
     async with Session.open() as session:
-        client = await _opened(session, sandbox, port, wait_s)
+        client = await opened(session, sandbox, port, wait_s)
         try:
             if not messages and reporting.interactive():
                 agent, runtime = client.hello.get("agent"), client.hello.get("runtime")
@@ -66,7 +66,7 @@ async def _connect(
     return complete
 
 
-async def _opened(session: Session, sandbox: policy_pb2.SandboxRef, port: int, wait_s: float) -> ChatClient:
+async def opened(session: Session, sandbox: policy_pb2.SandboxRef, port: int, wait_s: float) -> ChatClient:
     """Return an open conversation; an agent that has just started may still be loading its framework."""
     deadline = time.monotonic() + wait_s
     while True:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from kars_cli import home, options, output, reporting, stubs
 from kars_cli.exits import Exit
-from kars_cli.local import pods, process, providers
+from kars_cli.local import pods, process, providers, services
 from kars_cli.output import DataFormat
 from kars_cli.session import Session, command
 
@@ -78,6 +78,7 @@ def status(form: options.DataOutput = DataFormat.TABLE) -> None:
             f"{path.parent.name}/{path.name}": "running" if pods.running(path) else "stopped"
             for path in pods.directories(state)
         },
+        "services": [service.plain() for service in services.found(state)],
     }
     if form is not DataFormat.TABLE:
         output.data(found, form)
@@ -92,6 +93,9 @@ def status(form: options.DataOutput = DataFormat.TABLE) -> None:
         )
         where = f" at {found['endpoint']}, process {found['pid']}" if endpoints else ""
         out.print(f"platform {word}{where}; state in {escape(str(state))}", soft_wrap=True)
+        for service in found["services"]:
+            where = f" at {service['endpoint']}, process {service['pid']}" if service["running"] else ""
+            out.print(f"  {escape(service['name'])}: {'running' if service['running'] else 'stopped'}{where}")
         for name, how in found["pods"].items():
             out.print(f"  {escape(name)}: {how}")
     if not found["answers"]:
@@ -148,6 +152,11 @@ def _stop(state: Path, *, keep: bool) -> bool:
         out.print("controller stopped")
     elif endpoints is None:
         out.print("the controller does not run")
+    # The controller takes its services along; one that was killed could not.
+    for service in services.found(state):
+        if service.running:
+            everything = service.stop() and everything
+            out.print(f"{escape(service.name)} stopped")
     if keep:
         return True
     for name, ended in pods.stop_all(state):

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from kars_cli import home, isolation, options, output, stubs
 from kars_cli.exits import Exit
+from kars_cli.local import services
 from kars_cli.output import DataFormat
 from kars_cli.session import Session, command
 
@@ -22,6 +23,7 @@ _USABLE = ("full", "degraded")
 def doctor(form: options.DataOutput = DataFormat.TABLE) -> None:
     """Say which isolation this machine gives, and what to do about what is missing."""
     report = _from_controller() or _examine()
+    report["services"] = [service.plain() for service in services.found(home.state_dir())]
     if form is not DataFormat.TABLE:
         output.data(report, form)
     else:
@@ -32,8 +34,18 @@ def doctor(form: options.DataOutput = DataFormat.TABLE) -> None:
         fields = ("name", "state", "detail", "remedy")
         rows = [tuple(str(item.get(name, "")) for name in fields) for item in report["controls"]]
         output.table(headings, rows)
+        if report["services"]:
+            output.console().print()
+            output.table(
+                ("Service", "State", "Endpoint", "Log"), [_service_row(x) for x in report["services"]]
+            )
     if report["tier"] not in _USABLE:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _service_row(service: dict[str, Any]) -> tuple[str, str, str, str]:
+    state = "Running" if service["running"] else "stopped; kars dev starts it"
+    return str(service["name"]), state, str(service["endpoint"]), str(service["log"])
 
 
 def _from_controller() -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from pydantic_ai import (
 )
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError, ModelHTTPError
 from pydantic_ai.messages import ModelMessage, RetryPromptPart, TextPart
+from pydantic_ai.toolsets import AbstractToolset
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -24,15 +25,19 @@ _CODE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 class PydanticAiAgent:
     """The user's agent, spoken to through `kars_sdk.chat`."""
 
-    def __init__(self, agent: Agent[Any, Any]) -> None:
+    def __init__(self, agent: Agent[Any, Any], toolsets: Sequence[AbstractToolset[Any]] = ()) -> None:
+        """Take the user's agent, and tools of the sandbox that it gets besides its own."""
         self._agent = agent
+        self._toolsets = tuple(toolsets)
 
     async def reply(self, session: Session, text: str) -> AsyncIterator[ChatEvent]:
         """Run one turn; a refusal by the router ends it with the router's own reason."""
         history = cast("Sequence[ModelMessage] | None", session.state)
         streamed = False
         try:
-            async with self._agent.run_stream_events(text, message_history=history) as events:
+            async with self._agent.run_stream_events(
+                text, message_history=history, toolsets=self._toolsets
+            ) as events:
                 async for event in events:
                     if isinstance(event, AgentRunResultEvent):
                         session.state = event.result.all_messages()

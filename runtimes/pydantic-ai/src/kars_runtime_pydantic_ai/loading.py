@@ -1,60 +1,18 @@
 """Finds the user's agent: `MODULE:ATTR` in the folder of agent code, or the only agent there is."""
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
+from kars_sdk.hosting import LoadError, load_object
 from pydantic_ai import Agent
 
-_USUAL_NAMES = ("agent", "main", "app")
-
-
-class LoadError(Exception):
-    """The agent cannot be found or its module does not import; `reason` is stable."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+__all__ = ["LoadError", "load_agent"]
 
 
 def load_agent(folder: Path, entrypoint: str | None) -> Agent[Any, Any]:
     """Import the user's module and return its agent.
 
-    Args:
-        folder: put first on the import path.
-        entrypoint: `module`, `module:attribute`, or None to look for the only one.
-
     Raises:
         LoadError: `agent_code_missing`, `agent_module_ambiguous`, `agent_import_failed`, `agent_not_found`.
     """
-    if not folder.is_dir():
-        raise LoadError("agent_code_missing", f"{folder} is not there")
-    sys.path.insert(0, str(folder))
-    module_name, _, attribute = (entrypoint or _only_module(folder)).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as exc:
-        raise LoadError(
-            "agent_import_failed", f"importing {module_name} failed: {type(exc).__name__}: {exc}"
-        ) from exc
-    if attribute:
-        found = getattr(module, attribute, None)
-        if not isinstance(found, Agent):
-            raise LoadError("agent_not_found", f"{module_name}:{attribute} is no pydantic_ai.Agent")
-        return found
-    agents = {name: value for name, value in vars(module).items() if isinstance(value, Agent)}
-    if len(agents) != 1:
-        names = ", ".join(sorted(agents)) or "none"
-        raise LoadError("agent_not_found", f"{module_name} has agents: {names}; name one as MODULE:ATTR")
-    return next(iter(agents.values()))
-
-
-def _only_module(folder: Path) -> str:
-    modules = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    usual = [name for name in _USUAL_NAMES if name in modules]
-    chosen = usual[:1] or modules
-    if len(chosen) != 1:
-        names = ", ".join(modules) or "none"
-        raise LoadError("agent_module_ambiguous", f"modules in {folder}: {names}; name one as MODULE:ATTR")
-    return chosen[0]
+    return load_object(folder, entrypoint, Agent)

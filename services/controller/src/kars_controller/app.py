@@ -28,6 +28,7 @@ from kars_controller import (
     keys,
     listening,
     local_runtimes,
+    local_services,
     operator_files,
     providers,
     shipped,
@@ -42,11 +43,13 @@ from kars_controller.api.sandboxes import SandboxesServicer
 from kars_controller.approvals import ApprovalRegistry, Attachments
 from kars_controller.ca import AuthoritySvidSource, CertificateAuthority, JoinTokens
 from kars_controller.code_sources import CodeStore
+from kars_controller.compile.mesh import RELAY_SUBJECT
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.identities import Identities
 from kars_controller.mesh import MeshView, StatementIssuer, StatementKeys
 from kars_controller.platforms.base import Platform, SandboxKey
 from kars_controller.platforms.local.platform import LocalPlatform
+from kars_controller.platforms.local.services import LocalService
 from kars_controller.reconcile.engine import Engine
 from kars_controller.reconcile.env import TRUST_KEYS_FILE
 from kars_controller.reconcile.mesh import MeshKeeper
@@ -93,6 +96,8 @@ class Controller:
         self._runtimes = runtimes
         self._build_identity()
         self._build_domain()
+        self._starts_services = platform is None
+        self.relay: LocalService | None = None
         self.started = asyncio.Event()
         self.endpoint = ""
         self.bootstrap_endpoint = ""
@@ -149,6 +154,7 @@ class Controller:
                     tasks.create_task(self._expire_approvals(), name="approval expiry"),
                     tasks.create_task(self._follow_providers(engine), name="providers file"),
                     tasks.create_task(self._tend_statement_keys(engine), name="mesh statement keys"),
+                    *(tasks.create_task(service.run(), name="relay service") for service in self._services()),
                 ]
                 self._announce()
                 await stopping.wait()
@@ -181,12 +187,13 @@ class Controller:
                 bootstrap_endpoint=self.bootstrap_endpoint,
                 trust_bundle_pem=self.authority.trust_bundle_pem.encode(),
                 policy_keys=self.publisher.keys_file,
-                witness_key=verifier_key(self.witness.name, self.witness.public_key, witness=True).encode(),
+                witness_key=self._witness_key,
             ),
             read_providers=lambda: providers.read(self.settings.providers_path),
             byo_strict=self.settings.byo_strict_mode,
             code_dir=self.settings.code_dir,
             mesh=self.mesh_view,
+            relay_endpoint=lambda: self.relay.endpoint if self.relay is not None else "",
             mesh_dir=self.settings.mesh_dir,
         )
         observer = Observer(
@@ -214,6 +221,38 @@ class Controller:
         )
         self._engine = Engine(self.store, self.events, observer, keeper, self.platform, mesh=mesh)
         return self._engine
+
+    def _services(self) -> list[LocalService]:
+        """Return the services that run beside the controller; none where somebody else runs them."""
+        if self._starts_services and local_services.installed(local_services.RELAY_MODULE):
+            self.relay = LocalService(
+                self.settings.state_dir / "services" / "relay",
+                local_services.relay_plan(
+                    trust_domain=self.settings.trust_domain,
+                    controller_endpoint=self.endpoint,
+                    bootstrap_endpoint=self.bootstrap_endpoint,
+                    trust_bundle_pem=self.authority.trust_bundle_pem.encode(),
+                    policy_keys=self.publisher.keys_file,
+                    witness_key=self._witness_key,
+                ),
+                join_token=self._relay_token,
+                connected=lambda: self.sessions.answer(RELAY_SUBJECT).connected,
+                on_change=self._relay_moved,
+            )
+            return [self.relay]
+        return []
+
+    def _relay_token(self) -> str:
+        identity = SpiffeId.service(self.settings.trust_domain, "relay")
+        return self.identities.join_token(identity, timedelta(seconds=self.settings.join_token_lifetime_s))
+
+    def _relay_moved(self) -> None:
+        if self._engine is not None:
+            self._engine.touch_all()
+
+    @property
+    def _witness_key(self) -> bytes:
+        return verifier_key(self.witness.name, self.witness.public_key, witness=True).encode()
 
     def _announce(self) -> None:
         self.audit.append("controller.started", {"endpoint": self.endpoint})

@@ -9,16 +9,21 @@ from kars_controller.platforms.local.python_runtime import python_mounts
 from kars_controller.runtimes import InstalledRuntime, RuntimeCatalog
 from kars_controller.settings import ControllerSettings
 
+_OPENAI_AGENTS = "kars_runtime_openai_agents"
 _PYDANTIC_AI = "kars_runtime_pydantic_ai"
 
 
 def discover(settings: ControllerSettings) -> RuntimeCatalog:
     """Return the runtimes that can be started. Blocks: asks each interpreter once where its files are."""
     installed: dict[str, InstalledRuntime] = {}
-    venv = settings.runtime_pydantic_ai or checkout_dir(settings) / ".venvs" / "pydantic-ai"
-    runtime = _python_runtime(venv, _PYDANTIC_AI)
-    if runtime is not None:
-        installed["PydanticAi"] = runtime
+    venvs = checkout_dir(settings) / ".venvs"
+    for kind, venv, module in (
+        ("PydanticAi", settings.runtime_pydantic_ai or venvs / "pydantic-ai", _PYDANTIC_AI),
+        ("OpenAIAgents", settings.runtime_openai_agents or venvs / "openai-agents", _OPENAI_AGENTS),
+    ):
+        runtime = _python_runtime(venv, module)
+        if runtime is not None:
+            installed[kind] = runtime
     return RuntimeCatalog(installed=installed)
 
 

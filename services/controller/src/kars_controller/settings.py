@@ -45,6 +45,9 @@ class ControllerSettings(ServiceSettings):
     runtime_pydantic_ai: Path | None = None
     """Virtual environment of the PydanticAi runtime; None: `<checkout_dir>/.venvs/pydantic-ai`."""
 
+    runtime_openai_agents: Path | None = None
+    """Virtual environment of the OpenAIAgents runtime; None: `<checkout_dir>/.venvs/openai-agents`."""
+
     byo_strict_mode: bool = False
     """Refuse BYO sandboxes whose image reference breaks the contract, instead of a warning."""
 

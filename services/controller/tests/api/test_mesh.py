@@ -204,6 +204,15 @@ async def test_an_edge_reaches_relay_and_sandbox_and_leaves_them_when_it_is_take
         await first(at_router, 1)
 
 
+async def test_a_graph_is_found_whatever_namespace_one_looks_in(harness: Harness) -> None:
+    agent, reader = testing.Vertex("agent"), testing.Vertex("reader")
+    await harness.apply(testing.trust_graph((agent, reader), [agent.trusts("reader")]))
+    stub = harness.operator().stub(resource_pb2_grpc.ResourcesStub)
+    for namespace in ("", "default", "team"):
+        request = resource_pb2.ListResourcesRequest(kind="tg", namespace=namespace)
+        assert len((await stub.ListResources(request)).documents_json) == 1
+
+
 async def test_a_bad_edge_is_left_out_and_said(harness: Harness) -> None:
     agent, reader = testing.Vertex("agent"), testing.Vertex("reader")
     forged = {**agent.trusts("reader"), "score": 1000}

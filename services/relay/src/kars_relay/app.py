@@ -35,6 +35,7 @@ from kars_relay.federation import Couriers, FederatedSource, FederationTable, Fo
 from kars_relay.federation.channels import FederationChannels
 from kars_relay.federation.trust import all_roots
 from kars_relay.mailbox import MailboxStore
+from kars_relay.mailbox.jetstream import JetStreamMailboxes
 from kars_relay.mailbox.sqlite import SqliteMailboxes
 from kars_relay.metrics import RelayMetrics
 from kars_relay.policy import MeshPolicy, Rules
@@ -200,18 +201,13 @@ class _Graph:
             recorder=self.recorder,
             metrics=self.metrics,
             limits=SessionLimits(stall_s=settings.stall_s),
+            connect_timeout_s=settings.connect_timeout_s,
         )
         server.add(lambda added, to: added.register(to), door)
-        server.add(
-            registry_pb2_grpc.add_RegistryServicer_to_server,
-            RegistryServicer(
-                self.policy,
-                self.desk,
-                self.registrations,
-                ForeignRegistries(self.policy, self.channels),
-                self.recorder,
-            ),
-        )
+        if settings.serve_registry:
+            foreign = ForeignRegistries(self.policy, self.channels)
+            registry = RegistryServicer(self.policy, self.desk, self.registrations, foreign, self.recorder)
+            server.add(registry_pb2_grpc.add_RegistryServicer_to_server, registry)
         status = StatusServicer(self.relay, self.store, self.hub, self.policy, self.metrics)
         server.add(relay_pb2_grpc.add_RelayStatusServicer_to_server, status)
         server.add(
@@ -242,6 +238,10 @@ class _Graph:
 
 
 def _mailboxes(settings: RelaySettings) -> MailboxStore:
+    if settings.nats_url is not None:
+        return JetStreamMailboxes(
+            settings.nats_url, replicas=settings.nats_replicas, credentials=settings.nats_credentials_file
+        )
     return SqliteMailboxes(settings.state_dir / "mailboxes.db", sweep_s=settings.sweep_s)
 
 

@@ -63,11 +63,18 @@ class RelaySettings(ServiceSettings):
     nats_credentials_file: Path | None = None
     """NATS credentials (JWT and seed); None for a server that asks for none."""
 
+    serve_registry: bool = True
+    """Whether this replica serves the registry. Of several replicas exactly one does: its files are the
+    registry and the log that proves it."""
+
     nats_replicas: int = Field(default=1, ge=1, le=5)
     """How many NATS servers keep each mailbox."""
 
     max_connections: int = Field(default=20_000, ge=1)
     """Attached peers at once; each idle one costs about 100 KiB."""
+
+    connect_timeout_s: float = Field(default=10.0, gt=0, le=60)
+    """A client that has not proved who it is within this is ended."""
 
     stall_s: float = Field(default=30.0, gt=0)
     """A client that does not read for this long is ended."""

@@ -55,6 +55,7 @@ class PeerStream:
         self.window = window or relay_pb2.Window()
         self.channel = channel(peer.svid, port, peer.name.trust_domain)
         self.call: Any = None
+        self._reading: asyncio.Task[object] | None = None
         self.welcome = relay_pb2.Welcome()
         self.hello = relay_pb2.Hello()
         self.received: deque[Received] = deque()
@@ -100,6 +101,8 @@ class PeerStream:
         """Drop the connection."""
         if self.call is not None:
             self.call.cancel()
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
         await self.channel.close(None)
 
     async def submit(
@@ -119,8 +122,14 @@ class PeerStream:
         """Wait until everything submitted was decided; returns all refusals so far."""
         async with asyncio.timeout(timeout_s):
             while self.decided < self.submitted:
-                self._take(await self.call.read())
+                self._take(await self._next())
         return self.refusals
+
+    async def progress(self, beyond: int, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until more than `beyond` envelopes are decided."""
+        async with asyncio.timeout(timeout_s):
+            while self.decided <= beyond:
+                self._take(await self._next())
 
     async def send(
         self, to: object, payloads: Sequence[bytes], *, ids: Sequence[bytes] | None = None, ttl_s: int = 0
@@ -133,7 +142,7 @@ class PeerStream:
         """Wait for so many envelopes; not acknowledged."""
         async with asyncio.timeout(timeout_s):
             while len(self.received) < count:
-                self._take(await self.call.read())
+                self._take(await self._next())
         return [self.received.popleft() for _ in range(count)]
 
     async def nothing(self, quiet_s: float = 0.3) -> bool:
@@ -141,7 +150,7 @@ class PeerStream:
         try:
             async with asyncio.timeout(quiet_s):
                 while not self.received:
-                    self._take(await self.call.read())
+                    self._take(await self._next())
         except TimeoutError:
             return True
         return False
@@ -155,7 +164,7 @@ class PeerStream:
         async with asyncio.timeout(timeout_s):
             try:
                 while True:
-                    response = await self.call.read()
+                    response = await self._next()
                     if response is grpc.aio.EOF:
                         break
                     self._take(response)
@@ -165,10 +174,18 @@ class PeerStream:
 
     async def _read(self) -> relay_pb2.AttachResponse:
         async with asyncio.timeout(TIMEOUT_S):
-            response = await self.call.read()
+            response = await self._next()
         if not isinstance(response, relay_pb2.AttachResponse):
             raise await self.ended()
         return response
+
+    async def _next(self) -> object:
+        """Read; giving up waiting leaves the read to the next caller (cancelling it would end the call)."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self.call.read(), name=f"read of {self.peer}")
+        await asyncio.wait({self._reading})
+        done, self._reading = self._reading, None
+        return done.result()
 
     def _take(self, response: object) -> None:
         if not isinstance(response, relay_pb2.AttachResponse):

@@ -78,11 +78,14 @@ class MeshWorld:
     def __post_init__(self) -> None:
         self.authority = MemoryAuthority(self.trust_domain)
 
-    def peer(self, name: str, identity: Ed25519PrivateKey | None = None) -> TestPeer:
+    def peer(
+        self, name: str, *, identity: Ed25519PrivateKey | None = None, namespace: str | None = None
+    ) -> TestPeer:
         """Return a peer with a fresh statement."""
-        spiffe_id = SpiffeId.sandbox(self.trust_domain, self.namespace, name)
+        namespace = namespace or self.namespace
+        spiffe_id = SpiffeId.sandbox(self.trust_domain, namespace, name)
         identity = identity or Ed25519PrivateKey.generate()
-        svid = self.authority.sandbox(self.namespace, name)
+        svid = self.authority.sandbox(namespace, name)
         return TestPeer(
             name=spiffe_id, svid=svid, identity=identity, statement=self.statement(spiffe_id, identity)
         )

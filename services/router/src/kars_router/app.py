@@ -25,6 +25,7 @@ from kars_common.spiffe import SpiffeId
 from kars_router.api.app import DoorApp
 from kars_router.api.chat import ChatEndpoint
 from kars_router.api.evaluate import EvaluateEndpoint
+from kars_router.api.mesh import MeshEndpoints
 from kars_router.api.server import DoorServer, open_door
 from kars_router.approvals.holds import HoldRegistry
 from kars_router.audit.recorder import CallRecorder
@@ -36,6 +37,12 @@ from kars_router.governance.gate import DecideGate, ToolJudge
 from kars_router.guardrails.gate import GuardInputGate, GuardOutputGate
 from kars_router.guardrails.redaction import SecretScanner
 from kars_router.limits.gate import IdentifyGate, RateLimitGate
+from kars_router.mesh.access import MeshAccess
+from kars_router.mesh.bridge import Bridge
+from kars_router.mesh.gate import MeshDispatchGate, may_receive
+from kars_router.mesh.link import MeshLink
+from kars_router.mesh.metrics import MeshMetrics
+from kars_router.mesh.stream import BridgeParts
 from kars_router.metrics import RouterMetrics
 from kars_router.pipeline.door import Door, DoorDefaults
 from kars_router.pipeline.path import Path
@@ -109,6 +116,7 @@ class RouterApp:
         self.holds = HoldRegistry(
             self.recorder, expiry_s=settings.approval_timeout_s, max_holds=settings.max_holds
         )
+        self.mesh_dispatch = MeshDispatchGate(self.recorder)
         self.path = self._build_path(settings)
         self.link = ControllerLink(
             settings,
@@ -121,6 +129,25 @@ class RouterApp:
                 apply=self.apply,
             ),
         )
+        self._build_mesh(settings)
+
+    def _build_mesh(self, settings: RouterSettings) -> None:
+        self.mesh_link = MeshLink(
+            self.link.source, self.link.controller_channel, settings.trust_domain, self._mesh_access
+        )
+        redact, metrics = self.log.redactor.redact_text, MeshMetrics(self.registry, self.door.sandbox)
+        self.bridge = Bridge(
+            BridgeParts(
+                open_relay=self.mesh_link.relay,
+                may_receive=functools.partial(may_receive, self.door, redact),
+                records=self.recorder,
+                sandbox=self.door.sandbox,
+                on_frame=metrics.frame,
+            )
+        )
+
+    def _mesh_access(self) -> MeshAccess | None:
+        return self.door.policy.mesh if self.door.policy is not None else None
 
     def _build_path(self, settings: RouterSettings) -> Path:
         redact = self.log.redactor.redact_text
@@ -149,7 +176,7 @@ class RouterApp:
                 ReserveGate(estimator),
                 GuardInputGate(),
             ],
-            after=[self.dispatch, output],
+            after=[self.dispatch, self.mesh_dispatch, output],
             recorder=self.recorder,
             holds=self.holds,
             on_end=self.metrics.ended,
@@ -167,6 +194,7 @@ class RouterApp:
                 telemetry.METRICS_CONTENT_TYPE.encode(),
             ),
             on_refused=self._refused,
+            mesh=MeshEndpoints(self.door, self.path, self.bridge, self.mesh_link),
         )
 
     def missing(self) -> list[str]:
@@ -219,7 +247,9 @@ class RouterApp:
             _log.info("router stops")
             stop.set()
             server.stop()
+            self.bridge.close()  # a deliver that goes on for ever would hold up the drain
             await serving
+            await self.mesh_link.close()
             await self.link.stop()
             for task in background:
                 task.cancel()

@@ -89,6 +89,16 @@ class ControllerLink:
         self._witness = self._witnessed_log()
 
     @property
+    def source(self) -> SvidSource:
+        """Whom this router proves to be."""
+        return self._source
+
+    @property
+    def controller_channel(self) -> PeerChannel:
+        """The channel to the controller."""
+        return self._channel
+
+    @property
     def has_identity(self) -> bool:
         """True when an SVID is held, or none was ever configured."""
         if isinstance(self._source, NoIdentity):

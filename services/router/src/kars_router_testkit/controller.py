@@ -8,8 +8,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.audit.v1 import audit_pb2_grpc
 from kars.governance.v1 import governance_pb2, governance_pb2_grpc
+from kars.mesh.v1 import identity_pb2, identity_pb2_grpc
 from kars.policy.v1 import policy_pb2, policy_pb2_grpc
 from kars_common.audit import AuditWitnessServicer, MemoryWitnessStore, Witness, verifier_key
+from kars_common.errors import UnauthenticatedError
 from kars_common.policy import canonical_payload, sign
 from kars_common.rpc import AuthorizationTable, RpcServer, caller
 from kars_common.testing import MemoryAuthority, StaticSvidSource
@@ -18,7 +20,11 @@ OPERATOR = "spiffe://kars.local/operator/ann"
 SANDBOXES = "ns/*/sandbox/*"
 
 
-class FakeController(policy_pb2_grpc.PolicyDiscoveryServicer, governance_pb2_grpc.ApprovalsServicer):
+class FakeController(
+    policy_pb2_grpc.PolicyDiscoveryServicer,
+    governance_pb2_grpc.ApprovalsServicer,
+    identity_pb2_grpc.MeshIdentityServicer,
+):
     """Serves one router; what it hears is in queues."""
 
     def __init__(self, authority: MemoryAuthority, signer: Ed25519PrivateKey) -> None:
@@ -39,12 +45,15 @@ class FakeController(policy_pb2_grpc.PolicyDiscoveryServicer, governance_pb2_grp
                 "kars.policy.v1.PolicyDiscovery/Watch": [SANDBOXES],
                 "kars.governance.v1.Approvals/Attach": [SANDBOXES],
                 "kars.audit.v1.AuditWitness/WitnessCheckpoint": [SANDBOXES],
+                "kars.mesh.v1.MeshIdentity/IssueStatement": [SANDBOXES],
+                "kars.mesh.v1.MeshIdentity/GetStatementKeys": [SANDBOXES],
             }
         )
         server = RpcServer(StaticSvidSource(self.authority.service("controller")), table, address)
         server.add(policy_pb2_grpc.add_PolicyDiscoveryServicer_to_server, self)
         server.add(governance_pb2_grpc.add_ApprovalsServicer_to_server, self)
         witness = AuditWitnessServicer(self.witness, lambda context: str(caller(context)))
+        server.add(identity_pb2_grpc.add_MeshIdentityServicer_to_server, self)
         server.add(audit_pb2_grpc.add_AuditWitnessServicer_to_server, witness)
         self.endpoint = f"127.0.0.1:{await server.start()}"
         self._server = server
@@ -103,6 +112,17 @@ class FakeController(policy_pb2_grpc.PolicyDiscoveryServicer, governance_pb2_grp
                 yield governance_pb2.AttachResponse(decided=await self.decisions.get())
         finally:
             reader.cancel()
+
+    async def IssueStatement(  # noqa: N802 - named by the contract
+        self,
+        request: identity_pb2.IssueStatementRequest,
+        context: Any,  # noqa: ANN401 - grpc's
+    ) -> identity_pb2.IssueStatementResponse:
+        """State the caller's name beside what it sent; no statement of the real form."""
+        if not request.possession_proof:
+            raise UnauthenticatedError("possession_proof_invalid", "no proof")
+        text = str(caller(context)).encode() + b" " + request.identity_key
+        return identity_pb2.IssueStatementResponse(statement=identity_pb2.SignedStatement(statement=text))
 
     async def _note(self, requests: AsyncIterator[policy_pb2.WatchRequest]) -> None:
         async for request in requests:

@@ -29,6 +29,21 @@ def approval(
     }
 
 
+def mesh_access(
+    relay: str = "",
+    *,
+    both: Sequence[str] = (),
+    out: Sequence[str] = (),
+    into: Sequence[str] = (),
+    sandbox: tuple[str, str] = ("team", "agent"),
+) -> dict[str, Any]:
+    """Return a sandbox's part in the mesh in the bundle's JSON: peers by the direction of their edges."""
+    own = f"spiffe://kars.local/ns/{sandbox[0]}/sandbox/{sandbox[1]}"
+    edges = [{"sender": own, "recipient": peer, "score": 700} for peer in (*both, *out)]
+    edges += [{"sender": peer, "recipient": own, "score": 700} for peer in (*both, *into)]
+    return {"peer": own, "relayEndpoint": relay, "edges": edges, "trustThreshold": 500}
+
+
 def bundle(
     *,
     sandbox: tuple[str, str] = ("team", "agent"),
@@ -40,6 +55,7 @@ def bundle(
     safety: dict[str, Any] | None = None,
     tools: Sequence[dict[str, Any]] = (),
     limits: Mapping[str, int | str] | None = None,
+    mesh: dict[str, Any] | None = None,
 ) -> policy_pb2.PolicyBundle:
     """Return a bundle; what is left out does not restrict, except that limits are wide for tests."""
     document = {
@@ -54,6 +70,8 @@ def bundle(
         "governance": {"defaultVerdict": default, "rules": list(rules or ()), "tools": list(tools)},
         "limits": dict(limits) if limits is not None else {"requestsPerSecond": 100000, "burst": 100000},
     }
+    if mesh is not None:
+        document["meshAccess"] = mesh
     return json_format.ParseDict(document, policy_pb2.PolicyBundle())
 
 

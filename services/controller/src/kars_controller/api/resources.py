@@ -59,7 +59,7 @@ class ResourcesServicer(resource_pb2_grpc.ResourcesServicer):
     ) -> resource_pb2.ListResourcesResponse:
         """Return the resources of one kind."""
         kind = api_types.find_kind(request.kind)
-        listed = self._store.list_kind(kind.name, request.namespace)
+        listed = self._store.list_kind(kind.name, _namespace(kind, request.namespace))
         return resource_pb2.ListResourcesResponse(
             documents_json=[documents.dump(document) for document in listed],
             resource_version=self._store.resource_version,
@@ -72,7 +72,9 @@ class ResourcesServicer(resource_pb2_grpc.ResourcesServicer):
         kind = api_types.find_kind(request.kind)
         if request.resource_version < 0:
             raise InvalidInputError("resource_version_invalid", "resource_version must be at least 0")
-        async for change in self._store.watch(kind.name, request.namespace, request.resource_version):
+        async for change in self._store.watch(
+            kind.name, _namespace(kind, request.namespace), request.resource_version
+        ):
             yield resource_pb2.WatchResourcesResponse(
                 type=_CHANGES[change.type],
                 document_json=documents.dump(change.document),
@@ -110,6 +112,11 @@ def key_of(key: resource_pb2.ResourceKey) -> ResourceKey:
     if not key.name or (kind.namespaced and not key.namespace):
         raise InvalidInputError("resource_key_invalid", f"{kind.name} is named by namespace and name")
     return ResourceKey(kind.name, key.namespace if kind.namespaced else "", key.name)
+
+
+def _namespace(kind: api_types.Kind, asked: str) -> str:
+    """Return which namespace to look in; cluster-wide kinds are in every one that somebody looks at."""
+    return asked if kind.namespaced else ""
 
 
 def _kind_info(kind: api_types.Kind) -> resource_pb2.KindInfo:

@@ -32,7 +32,6 @@ from kars_relay.routing import Exchange, Hub, Session, SessionLimits
 from kars_relay.routing.exchange import MAX_PAYLOAD_BYTES
 
 SERVICE = "kars.mesh.v1.Relay"
-CONNECT_TIMEOUT_S = 10.0
 
 Context = Any
 
@@ -62,7 +61,7 @@ class RelayDoor:
         recorder: Recorder,
         metrics: RelayMetrics,
         limits: SessionLimits,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        connect_timeout_s: float,
     ) -> None:
         self._relay = str(relay)
         self._policy = policy

@@ -141,7 +141,7 @@ def _submission(frame: bytes, place: int, end: int) -> Run:
     largest = 0
     while place < end and frame[place] == _ENVELOPE:
         size, start = _varint(frame, place + 1)
-        place = start + size
+        begun, place = place, start + size
         if place > end or frame[start : start + 2] != _ID_HEAD or frame[start + 18] != _PAYLOAD:
             raise _malformed("an envelope has exactly an id of 16 bytes and a payload")
         payload, body = _varint(frame, start + 19)
@@ -150,6 +150,17 @@ def _submission(frame: bytes, place: int, end: int) -> Run:
         largest = max(largest, payload)
         ids.append(frame[start + 2 : start + 18])
         ends.append(place - first)
+        # Padded envelopes are alike but for id and payload: the next pass by comparing what is between.
+        head, tail, whole = frame[begun : start + 2], frame[start + 18 : body], place - begun
+        id_place, tail_place, tail_end = start + 2 - begun, start + 18 - begun, body - begun
+        while (
+            place + whole <= end
+            and frame[place : place + id_place] == head
+            and frame[place + tail_place : place + tail_end] == tail
+        ):
+            ids.append(frame[place + id_place : place + tail_place])
+            place += whole
+            ends.append(place - first)
     if not ids:
         raise _malformed("a submission has at least one envelope")
     body_end = place

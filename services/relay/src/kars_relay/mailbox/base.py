@@ -134,8 +134,16 @@ class MailboxStore(Protocol):
         Appends are durable in the order of these calls. Fails with UnavailableError `store_unavailable`.
         """
 
-    async def reader(self, peer: str, wake: Callable[[], None]) -> Reader:
-        """Begin to read a mailbox; an earlier reader of it is closed."""
+    async def reader(
+        self, peer: str, wake: Callable[[], None], replaced: Callable[[], None] = lambda: None
+    ) -> Reader:
+        """Begin to read a mailbox; an earlier reader of it is closed.
+
+        Args:
+            peer: whose mailbox.
+            wake: called when `take` may have more.
+            replaced: called when another replica begins to read this mailbox.
+        """
 
     async def acked_through(self, peer: str) -> int:
         """Return up to where a mailbox was acknowledged."""

@@ -27,6 +27,7 @@ class Held:
     to: str
     expires_at_s: int
     stored_at_ms: int
+    ids: bytes
     body: bytes | None
 
     @property
@@ -37,22 +38,42 @@ class Held:
 
 @dataclass(slots=True)
 class Recent:
-    """The newest ids of one (mailbox, sender), oldest first, and the rows that keep them."""
+    """The newest ids of one (mailbox, sender): in memory as a set, and where they are kept on disk.
 
-    ids: dict[bytes, None] = field(default_factory=dict)
+    While a run is stored, its row keeps its ids; when it goes, they move to a row of their own.
+    """
+
+    ids: set[bytes] = field(default_factory=set)
+    order: deque[list[bytes]] = field(default_factory=deque)
     rows: deque[tuple[int, int]] = field(default_factory=deque)
-    """(row id, how many ids)"""
+    """(row id, how many ids), oldest first."""
+    row_ids: int = 0
+    moving: list[bytes] = field(default_factory=list)
+    """Ids of runs that went, as stored, to be written with the next commit."""
     used_at_s: int = 0
 
-    def trim(self) -> list[int]:
-        """Forget what is older than the promise; return the rows to delete."""
+    def add(self, ids: list[bytes]) -> None:
+        """Remember ids; forget those beyond the promise."""
+        self.ids.update(ids)
+        self.order.append(ids)
+        while len(self.ids) - len(self.order[0]) >= DEDUPE_IDS:
+            self.ids.difference_update(self.order.popleft())
+
+    def kept(self, row: int, count: int) -> list[int]:
+        """Note a row; return the rows that are beyond the promise now."""
+        self.rows.append((row, count))
+        self.row_ids += count
         dropped: list[int] = []
-        while self.rows and len(self.ids) - self.rows[0][1] >= DEDUPE_IDS:
-            row, count = self.rows.popleft()
-            for _ in range(count):
-                self.ids.pop(next(iter(self.ids)))
-            dropped.append(row)
+        while self.row_ids - self.rows[0][1] >= DEDUPE_IDS:
+            old, old_count = self.rows.popleft()
+            self.row_ids -= old_count
+            dropped.append(old)
         return dropped
+
+
+def split_ids(ids: bytes) -> list[bytes]:
+    """Return ids of 16 bytes."""
+    return [ids[place : place + 16] for place in range(0, len(ids), 16)]
 
 
 class Mailbox:

@@ -21,7 +21,7 @@ from kars_common.errors import UnavailableError
 
 from kars_relay.mailbox import schema
 from kars_relay.mailbox.base import MailboxUsage, NewRun, Reader, Refused, Totals
-from kars_relay.mailbox.memory import LIVE_BYTES, LIVE_RUNS, Held, Mailbox, MailboxReader, Recent
+from kars_relay.mailbox.memory import LIVE_BYTES, LIVE_RUNS, Held, Mailbox, MailboxReader, Recent, split_ids
 
 _LOG = logging.getLogger(__name__)
 _MAX_GATHERED_BYTES = 64 * 1024 * 1024
@@ -30,8 +30,11 @@ _LOAD_BYTES = 1024 * 1024
 _RECENT_IDLE_S = 24 * 3600
 _SWEEP_SLICE = 2000
 
-_INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_RECENT = "INSERT INTO recent VALUES (?, ?, ?, ?, ?)"
+_INSERT_RUNS = "INSERT INTO runs VALUES {}"
+_INSERT_RECENT = "INSERT INTO recent VALUES {}"
+_SET_PLACES = "INSERT OR REPLACE INTO places VALUES {}"
+_DELETE_RUNS = "DELETE FROM runs WHERE key IN (VALUES {})"
+_DELETE_RECENT = "DELETE FROM recent WHERE id IN (VALUES {})"
 
 Outcome = list[list[Refused]]
 
@@ -40,10 +43,11 @@ Outcome = list[list[Refused]]
 class _Batch:
     """What the next commit writes."""
 
-    runs: list[tuple[int, int, int, str, str, int, int, bytes]] = field(default_factory=list)
+    runs: list[tuple[int, int, int, str, str, int, int, bytes, bytes]] = field(default_factory=list)
     recent: list[tuple[int, int, str, bytes, int]] = field(default_factory=list)
-    acks: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Mailbox id to (acknowledged before, acknowledged now)."""
+    moving: list[tuple[Mailbox, str, Recent]] = field(default_factory=list)
+    places: dict[int, Mailbox] = field(default_factory=dict)
+    """Mailboxes that were acknowledged further, or lost what expired."""
     dropped_runs: list[tuple[int]] = field(default_factory=list)
     dropped_recent: list[tuple[int]] = field(default_factory=list)
     statements: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
@@ -161,6 +165,7 @@ class SqliteMailboxes:
         low, high = schema.key(mailbox.id, 0), schema.key(mailbox.id, schema.MAX_SEQ)
         self._execute("DELETE FROM runs WHERE key BETWEEN ? AND ?", (low, high))
         self._execute("DELETE FROM recent WHERE mailbox = ?", (mailbox.id,))
+        self._execute("DELETE FROM places WHERE mailbox = ?", (mailbox.id,))
         self._execute("DELETE FROM mailboxes WHERE id = ?", (mailbox.id,))
         await self.flush()
 
@@ -246,7 +251,15 @@ class SqliteMailboxes:
     ) -> None:
         count, size = len(ids), len(body)
         held = Held(
-            mailbox.next_seq, count, size, run.sender, run.to, run.expires_at_s, int(now_s * 1000), None
+            mailbox.next_seq,
+            count,
+            size,
+            run.sender,
+            run.to,
+            run.expires_at_s,
+            int(now_s * 1000),
+            b"".join(ids),
+            None,
         )
         mailbox.next_seq += count
         mailbox.charge(run.sender, count, size)
@@ -260,16 +273,11 @@ class SqliteMailboxes:
                 run.to,
                 run.expires_at_s,
                 held.stored_at_ms,
+                held.ids,
                 body,
             )
         )
-        row = self._next_recent
-        self._next_recent += 1
-        recent.ids.update(dict.fromkeys(ids))
-        recent.rows.append((row, count))
-        batch.recent.append((row, mailbox.id, run.sender, b"".join(ids), int(now_s)))
-        if recent.rows and len(recent.ids) > 2048:
-            batch.dropped_recent += [(old,) for old in recent.trim()]
+        recent.add(ids)
         batch.held.append((mailbox, held, body))
         batch.size += size
         if batch.size > _MAX_GATHERED_BYTES:
@@ -277,8 +285,11 @@ class SqliteMailboxes:
 
     # --- delivering ---------------------------------------------------------------------------------------
 
-    async def reader(self, peer: str, wake: Callable[[], None]) -> Reader:
-        """See `MailboxStore`."""
+    async def reader(
+        self, peer: str, wake: Callable[[], None], replaced: Callable[[], None] = lambda: None
+    ) -> Reader:
+        """See `MailboxStore`; there is no other replica."""
+        del replaced
         mailbox = self._mailboxes[peer]
         if mailbox.reader is not None:
             mailbox.reader.close()
@@ -294,8 +305,8 @@ class SqliteMailboxes:
         mailbox = self._mailboxes.get(peer)
         if mailbox is None or through <= mailbox.acked:
             return
-        before = self._batch.acks.get(mailbox.id, (mailbox.acked, 0))[0]
-        self._batch.acks[mailbox.id] = (before, through)
+        batch = self._batch
+        batch.places[mailbox.id] = mailbox
         mailbox.acked = through
         runs, totals = mailbox.runs, self.totals
         while runs and runs[0].last_seq <= through:
@@ -304,10 +315,21 @@ class SqliteMailboxes:
             totals.envelopes -= run.count
             totals.size_bytes -= run.size
             totals.acked += run.count
+            batch.dropped_runs.append((schema.key(mailbox.id, run.first_seq),))
+            self._move_ids(mailbox, run)
             if mailbox.reader is not None:
                 mailbox.reader.removed(0, run)
         if self._ack_timer is None and not self._scheduled and not self._committing:
             self._ack_timer = self._loop.call_later(_ACK_DELAY_S, self._schedule)
+
+    def _move_ids(self, mailbox: Mailbox, run: Held) -> None:
+        """Keep the ids of a run that goes: a late duplicate of it is one still."""
+        recent = mailbox.recent.get(run.sender)
+        if recent is None:
+            return
+        if not recent.moving:
+            self._batch.moving.append((mailbox, run.sender, recent))
+        recent.moving.append(run.ids)
 
     def _start_load(self, reader: MailboxReader) -> None:
         """Read bodies back from the file for a reader that has come to them."""
@@ -383,10 +405,11 @@ class SqliteMailboxes:
             self.totals.size_bytes -= run.size
             expired += run.count
             self._batch.dropped_runs.append((schema.key(mailbox.id, run.first_seq),))
+            self._move_ids(mailbox, run)
             if mailbox.reader is not None:
                 mailbox.reader.removed(place, run)
         # What expired unread must not lend its numbers to what comes after a restart.
-        self._execute("UPDATE mailboxes SET next_seq = ? WHERE id = ?", (mailbox.next_seq, mailbox.id))
+        self._batch.places[mailbox.id] = mailbox
         return expired
 
     def _forget_idle(self, mailbox: Mailbox, now_s: float) -> None:
@@ -409,38 +432,42 @@ class SqliteMailboxes:
 
     def _commit(self) -> None:
         self._scheduled = False
+        self._keep_moved()
         batch, self._batch = self._batch, _Batch()
         self._committing = True
-        self._writer.submit(self._commit_in_thread, batch)
+        places = [(box.id, box.acked, box.next_seq) for box in batch.places.values()]
+        self._writer.submit(self._commit_in_thread, batch, places)
 
-    def _commit_in_thread(self, batch: _Batch) -> None:
+    def _keep_moved(self) -> None:
+        batch = self._batch
+        now_s = int(self._clock_s())
+        for mailbox, sender, recent in batch.moving:
+            ids = b"".join(recent.moving)
+            recent.moving.clear()
+            row = self._next_recent
+            self._next_recent += 1
+            batch.recent.append((row, mailbox.id, sender, ids, now_s))
+            batch.dropped_recent += [(old,) for old in recent.kept(row, len(ids) // 16)]
+
+    def _commit_in_thread(self, batch: _Batch, places: list[tuple[int, int, int]]) -> None:
         error: BaseException | None = None
         try:
-            self._write(batch)
+            self._write(batch, places)
         except sqlite3.Error as exc:
             error = exc
         self._loop.call_soon_threadsafe(self._committed, batch, error)
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: _Batch, places: list[tuple[int, int, int]]) -> None:
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
             for sql, values in batch.statements:
                 db.execute(sql, values)
-            db.executemany(_INSERT_RUN, batch.runs)
-            db.executemany(_INSERT_RECENT, batch.recent)
-            for mailbox, (before, through) in batch.acks.items():
-                low, high = schema.key(mailbox, before), schema.key(mailbox, through)
-                db.execute(
-                    "DELETE FROM runs WHERE key > ? AND key <= ? AND (key & ?) + count - 1 <= ?",
-                    (max(low - _MAX_RUN, schema.key(mailbox, 0)), high, schema.MAX_SEQ, through),
-                )
-                db.execute(
-                    "UPDATE mailboxes SET acked = ?, next_seq = max(next_seq, ?) WHERE id = ?",
-                    (through, through + 1, mailbox),
-                )
-            db.executemany("DELETE FROM runs WHERE key = ?", batch.dropped_runs)
-            db.executemany("DELETE FROM recent WHERE id = ?", batch.dropped_recent)
+            schema.write_rows(db, _INSERT_RUNS, batch.runs)
+            schema.write_rows(db, _INSERT_RECENT, batch.recent)
+            schema.write_rows(db, _SET_PLACES, places)
+            schema.write_rows(db, _DELETE_RUNS, batch.dropped_runs)
+            schema.write_rows(db, _DELETE_RECENT, batch.dropped_recent)
             db.execute("COMMIT")
         except sqlite3.Error:
             if db.in_transaction:
@@ -481,7 +508,8 @@ class SqliteMailboxes:
     @staticmethod
     def _pending(batch: _Batch) -> bool:
         parts: Iterable[object] = (
-            batch.waiting, batch.acks, batch.done, batch.statements, batch.dropped_runs, batch.dropped_recent,
+            batch.waiting, batch.places, batch.done, batch.statements, batch.dropped_runs,
+            batch.dropped_recent,
         )  # fmt: skip
         return any(parts)
 
@@ -508,39 +536,40 @@ class SqliteMailboxes:
         db = self._db
         by_id: dict[int, Mailbox] = {}
         for box_id, name, next_seq, acked, serial, token in db.execute(
-            "SELECT id, name, next_seq, acked, serial, token FROM mailboxes"
+            "SELECT id, name, coalesce(next_seq, 1), coalesce(acked, 0), serial, token"
+            " FROM mailboxes LEFT JOIN places ON mailbox = id"
         ):
             mailbox = by_id[box_id] = self._mailboxes[name] = Mailbox(box_id, name, serial)
             mailbox.next_seq, mailbox.acked, mailbox.token = max(next_seq, acked + 1), acked, token
-        for row_key, count, size, sender, to, expires_at, stored_at_ms in db.execute(
-            "SELECT key, count, size, sender, recipient, expires_at, stored_at_ms FROM runs ORDER BY key"
+        self._recover_recent(by_id)
+        for row_key, count, size, sender, to, expires_at, stored_at_ms, ids in db.execute(
+            "SELECT key, count, size, sender, recipient, expires_at, stored_at_ms, ids FROM runs ORDER BY key"
         ):
             mailbox = by_id[row_key >> schema.SEQ_BITS]
-            run = Held(row_key & schema.MAX_SEQ, count, size, sender, to, expires_at, stored_at_ms, None)
+            run = Held(row_key & schema.MAX_SEQ, count, size, sender, to, expires_at, stored_at_ms, ids, None)
+            mailbox.recent.setdefault(sender, Recent(used_at_s=stored_at_ms // 1000)).add(split_ids(ids))
             mailbox.next_seq = max(mailbox.next_seq, run.last_seq + 1)
             mailbox.runs.append(run)
             mailbox.charge(sender, count, size)
             self.totals.envelopes += count
             self.totals.size_bytes += size
-        for row, box_id, sender, ids, at in db.execute(
+        self._next_mailbox = max(by_id, default=0) + 1
+
+    def _recover_recent(self, by_id: dict[int, Mailbox]) -> None:
+        for row, box_id, sender, ids, at in self._db.execute(
             "SELECT id, mailbox, sender, ids, at FROM recent ORDER BY id"
         ):
             recent = by_id[box_id].recent.setdefault(sender, Recent())
-            recent.ids.update(dict.fromkeys(ids[i : i + 16] for i in range(0, len(ids), 16)))
-            recent.rows.append((row, len(ids) // 16))
+            recent.add(split_ids(ids))
+            recent.kept(row, len(ids) // 16)
             recent.used_at_s = max(recent.used_at_s, at)
             self._next_recent = row + 1
-        self._next_mailbox = max(by_id, default=0) + 1
-
-
-_MAX_RUN = 1 << 18
-"""No run has more envelopes: a frame is bounded, and an envelope has at least 20 bytes."""
 
 
 def _fresh(recent: Recent, ids: list[bytes]) -> list[int] | None:
     """Return which of the ids are new; None when all are."""
     known = recent.ids
-    if known.keys().isdisjoint(ids) and len(set(ids)) == len(ids):
+    if known.isdisjoint(ids) and len(set(ids)) == len(ids):
         return None
     fresh: list[int] = []
     seen: set[bytes] = set()

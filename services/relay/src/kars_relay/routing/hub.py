@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from kars.mesh.v1 import relay_pb2
-from kars_common.errors import ConflictError, KarsError, ResourceExhaustedError
+from kars_common.errors import KarsError, ResourceExhaustedError
 
 from kars_relay.routing.session import Session
 
@@ -36,11 +36,7 @@ class Hub:
             )
         self._sessions[peer] = session
         if earlier is not None:
-            earlier.end(
-                ConflictError(
-                    "peer_replaced", "another connection of this peer took over", {"close_code": "4006"}
-                )
-            )
+            earlier.replaced()
 
     def detach(self, peer: str, session: Session) -> None:
         """Forget a session that ended, unless another took its place."""

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from kars.mesh.v1 import relay_pb2
 from kars_common.errors import (
+    ConflictError,
     InvalidInputError,
     KarsError,
     ResourceExhaustedError,
@@ -120,7 +121,7 @@ class Session:
         Raises:
             KarsError: why the relay ended it.
         """
-        self._reader = await self._store.reader(self.peer, self._wake.set)
+        self._reader = await self._store.reader(self.peer, self._wake.set, self.replaced)
         self._wake.set()
         writer = asyncio.create_task(self._write_frames(welcome), name=f"write to {self.peer}")
         try:
@@ -149,6 +150,11 @@ class Session:
         if self._scope is not None:
             with contextlib.suppress(RuntimeError):  # it is over already
                 self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def replaced(self) -> None:
+        """End the session because the peer attached again."""
+        message = "another connection of this peer took over"
+        self.end(ConflictError("peer_replaced", message, {"close_code": "4006"}))
 
     def notice(self, notice: relay_pb2.Notice) -> None:
         """Tell the client something with the next frame."""

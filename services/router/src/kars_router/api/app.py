@@ -16,6 +16,7 @@ from kars_router.pipeline.verdicts import Deny
 
 Endpoint = Callable[[wire.Scope, wire.Receive, wire.Send, str], Awaitable[Deny | None]]
 
+_MESH = "/mesh/v1/"
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +32,7 @@ class DoorApp:
         ready: Callable[[], list[str]],
         metrics: Callable[[], tuple[bytes, bytes]],
         on_refused: Callable[[Door, Deny, str], Awaitable[None]],
+        mesh: Endpoint | None = None,
     ) -> None:
         """Take what serves each route.
 
@@ -41,11 +43,13 @@ class DoorApp:
             ready: returns what is missing; empty when the door can serve.
             metrics: returns body and content type for scrapers.
             on_refused: told (door, denial, path) of each request that never became a call.
+            mesh: serves everything below `/mesh/v1/`.
         """
         self._door = door
         self._ready = ready
         self._metrics = metrics
         self._on_refused = on_refused
+        self._mesh = mesh
         self._routes: dict[str, tuple[str, Endpoint]] = {
             "/v1/chat/completions": ("POST", chat),
             "/openai/v1/chat/completions": ("POST", chat),
@@ -78,6 +82,8 @@ class DoorApp:
         self, scope: wire.Scope, receive: wire.Receive, send: wire.Send, trace: str
     ) -> Deny | None:
         route = self._routes.get(scope["path"])
+        if route is None and self._mesh is not None and scope["path"].startswith(_MESH):
+            return await self._mesh(scope, receive, send, trace)
         if route is None:
             denial = wire.bad_request(404, "route_not_found", "this door does not serve that path")
         elif scope["method"] != route[0]:

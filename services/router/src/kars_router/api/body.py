@@ -43,6 +43,23 @@ async def read_json_body(scope: Scope, receive: Receive, max_bytes: int, lease: 
         raise BodyError(_NO_ROOM) from None
 
 
+async def read_binary_body(
+    scope: Scope, receive: Receive, max_bytes: int, lease: Lease, kind: bytes
+) -> bytes:
+    """Return the body of a request of exactly one media type, which has no parameters.
+
+    Raises:
+        As read_json_body.
+    """
+    if [value for name, value in scope["headers"] if name == b"content-type"] != [kind]:
+        raise BodyError(bad_request(415, "unsupported_media_type", f"the body must be {kind.decode()}"))
+    _check_size_and_encoding(scope, max_bytes)
+    try:
+        return await _read(receive, max_bytes, lease)
+    except NoRoomError:
+        raise BodyError(_NO_ROOM) from None
+
+
 async def _read(receive: Receive, max_bytes: int, lease: Lease) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
@@ -79,6 +96,10 @@ def _check_head(scope: Scope, max_bytes: int) -> None:
         raise BodyError(
             bad_request(415, "unsupported_media_type", "Content-Type: application/json is required")
         )
+    _check_size_and_encoding(scope, max_bytes)
+
+
+def _check_size_and_encoding(scope: Scope, max_bytes: int) -> None:
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value[:20]) > max_bytes:
             raise BodyError(_too_large(max_bytes))

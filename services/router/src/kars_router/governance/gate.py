@@ -8,6 +8,8 @@ from kars_router.governance.engine import Ruling
 from kars_router.governance.engine import Verdict as EngineVerdict
 from kars_router.inference.output import ToolRequest
 from kars_router.inference.request import tool_name
+from kars_router.mesh.calls import MeshCall
+from kars_router.mesh.gate import judge_access
 from kars_router.pipeline.call import Call, InferenceCall, ToolCall
 from kars_router.pipeline.verdicts import ADMIT, DecidedBy, Decision, Deny, Hold, Outcome, Verdict
 
@@ -33,7 +35,15 @@ class DecideGate:
             context = {**call.context, **_context(call)}
             call.action = actions.canonical(call.named_action, self._redact, context=context)
             return _judge(call, call.action, detail=call.action.shown)
+        if isinstance(call, MeshCall):
+            return self._mesh(call)
         return _denied("this kind of call is not governed", DecidedBy.ROUTER)
+
+    def _mesh(self, call: MeshCall) -> Verdict:
+        context = {**_context(call), "mesh.operation": call.operation, "mesh.peer": call.peer}
+        call.action = actions.canonical(call.named_action, self._redact, context=context)
+        size = f"{call.envelopes} envelopes, {call.size_bytes} bytes"
+        return judge_access(call) or _judge(call, call.action, detail=f"{call.action.shown}: {size}")
 
     def settle(self, call: Call, outcome: Outcome) -> None:
         """Nothing to give back."""

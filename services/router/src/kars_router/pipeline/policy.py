@@ -8,6 +8,7 @@ from kars.policy.v1 import policy_pb2
 from kars_router.budget.ledger import BudgetLimits
 from kars_router.governance.engine import Engine, PolicyCompileError
 from kars_router.guardrails.safety import SafetyFloor
+from kars_router.mesh.access import MeshAccess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class CompiledPolicy:
     models: tuple[Model, ...]
     budget: BudgetLimits
     limits: policy_pb2.RequestLimits
+    mesh: MeshAccess | None = None
     since: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
 
     @classmethod
@@ -62,6 +64,7 @@ class CompiledPolicy:
                 per_request=budget.per_request_tokens, day=budget.daily_tokens, month=budget.monthly_tokens
             ),
             limits=limits,
+            mesh=MeshAccess.compile(bundle),
         )
 
     def candidates(self, wanted: str) -> tuple[Model, ...]:

@@ -1,0 +1,1 @@
+"""Runs an OpenAI Agents SDK agent in a kars sandbox."""

@@ -1,0 +1,1 @@
+"""AgentMesh, the agent's side: sessions that only the two agents can read."""
