@@ -1,36 +1,18 @@
-"""A real API server for tests: where it is found, how one is started, and a small client for it.
+"""A small client for a real API server: JSON in, JSON out, and the real kubectl."""
 
-In this order: the one that `KARS_TEST_KUBECONFIG` names; one started from `KUBEBUILDER_ASSETS`, a directory
-with `etcd` and `kube-apiserver`, which is the ecosystem's convention (setup-envtest fills it); none.
-"""
-
-import contextlib
 import json
 import os
-import secrets
 import shutil
-import socket
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import yaml
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from kars_controller.api_types import API_VERSION, kind_named
 from kubernetes import client, config
 
-HOW = (
-    "no Kubernetes API server: set KARS_TEST_KUBECONFIG to the kubeconfig of a throw-away cluster, or"
-    " KUBEBUILDER_ASSETS to a directory with etcd and kube-apiserver (setup-envtest use -p path)"
-)
-_READY_S = 90
 _TOO_BUSY = 429
 
 
@@ -113,8 +95,12 @@ class Cluster:
         )
         return done.stdout + done.stderr
 
-    def close(self) -> None:
-        """Let the connections go."""
+    def __enter__(self) -> Self:
+        """Use it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the connections and kubectl's memory go."""
         self._cache.cleanup()
         self._api.rest_client.pool_manager.clear()
 
@@ -131,118 +117,3 @@ def _collection(document: dict[str, Any]) -> str:
     assert kind is not None
     place = f"/namespaces/{document['metadata']['namespace']}" if kind.namespaced else ""
     return f"/apis/{API_VERSION}{place}/{kind.plural}"
-
-
-@contextlib.contextmanager
-def found() -> Iterator[Path | None]:
-    """Yield the kubeconfig of an API server that tests may fill; None when there is none."""
-    named, assets = os.environ.get("KARS_TEST_KUBECONFIG"), os.environ.get("KUBEBUILDER_ASSETS")
-    if named:
-        yield Path(named)
-    elif assets:
-        with _started(Path(assets)) as kubeconfig:
-            yield kubeconfig
-    else:
-        yield None
-
-
-@contextlib.contextmanager
-def _started(assets: Path) -> Iterator[Path]:
-    state = Path(tempfile.mkdtemp(prefix="kars-apiserver-"))
-    try:
-        with _etcd(assets, state) as store, _apiserver(assets, state, store) as kubeconfig:
-            yield kubeconfig
-    finally:
-        shutil.rmtree(state)
-
-
-@contextlib.contextmanager
-def _etcd(assets: Path, state: Path) -> Iterator[str]:
-    clients, peers = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
-    arguments = [
-        f"--data-dir={state / 'etcd'}",
-        f"--listen-client-urls={clients}",
-        f"--advertise-client-urls={clients}",
-        f"--listen-peer-urls={peers}",
-        f"--initial-advertise-peer-urls={peers}",
-        f"--initial-cluster=default={peers}",
-        "--unsafe-no-fsync",
-    ]
-    with _process([str(assets / "etcd"), *arguments], state / "etcd.log"):
-        yield clients
-
-
-@contextlib.contextmanager
-def _apiserver(assets: Path, state: Path, store: str) -> Iterator[Path]:
-    port, token, key = _free_port(), secrets.token_hex(16), state / "service-accounts.pem"
-    (state / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n', encoding="utf-8")
-    key.write_bytes(
-        rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    arguments = [
-        f"--etcd-servers={store}",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={port}",
-        f"--cert-dir={state / 'certs'}",
-        f"--token-auth-file={state / 'tokens.csv'}",
-        "--authorization-mode=RBAC",
-        "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-account-key-file={key}",
-        f"--service-account-signing-key-file={key}",
-        "--service-cluster-ip-range=10.0.0.0/24",
-    ]
-    kubeconfig = state / "kubeconfig"
-    # The server makes its own certificate for this one run, on loopback.
-    where = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}
-    kubeconfig.write_text(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "clusters": [{"name": "test", "cluster": where}],
-                "users": [{"name": "admin", "user": {"token": token}}],
-                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-                "current-context": "test",
-            }
-        ),
-        encoding="utf-8",
-    )
-    with _process([str(assets / "kube-apiserver"), *arguments], state / "apiserver.log") as server:
-        _wait_until_ready(port, server, state / "apiserver.log")
-        yield kubeconfig
-
-
-def _wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    trust_all = ssl._create_unverified_context()
-    deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError):
-            url = f"https://127.0.0.1:{port}/readyz"
-            with urllib.request.urlopen(url, timeout=2, context=trust_all):
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"the API server is not ready:\n{log.read_text(encoding='utf-8')[-2000:]}")
-
-
-@contextlib.contextmanager
-def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

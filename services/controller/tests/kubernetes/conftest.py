@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kars_controller.api_types import ALL_KINDS, Kind
 
-from services.controller.tests.kubernetes import cluster as clusters
+from services.controller.tests.kubernetes import apiserver
 from services.controller.tests.kubernetes.cluster import Cluster
 
 DEFINITIONS = Path(__file__).parents[4] / "deploy" / "crds"
@@ -17,18 +17,16 @@ DEFINITIONS = Path(__file__).parents[4] / "deploy" / "crds"
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """An API server that serves the kinds."""
-    with clusters.found() as kubeconfig:
+    with apiserver.found() as kubeconfig:
         if kubeconfig is None:
-            pytest.skip(clusters.HOW)
-        installer = Cluster(kubeconfig)
-        applied = installer.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITIONS))
-        installer.close()
-        assert applied.count("serverside-applied") == len(ALL_KINDS), applied
-        server = Cluster(kubeconfig)
-        for kind in ALL_KINDS:
-            _wait_until_established(server, kind)
-        yield server
-        server.close()
+            pytest.skip(apiserver.HOW)
+        with Cluster(kubeconfig) as installer:
+            applied = installer.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITIONS))
+            assert applied.count("serverside-applied") == len(ALL_KINDS), applied
+        with Cluster(kubeconfig) as server:
+            for kind in ALL_KINDS:
+                _wait_until_established(server, kind)
+            yield server
 
 
 @pytest.fixture(scope="session")

@@ -26,9 +26,10 @@ def _valid() -> list[dict[str, Any]]:
     ]
     for document in shown:
         # The kars command makes the path of a folder absolute before it sends the manifest.
-        code = document["spec"].get("runtime", {}).get("pydanticAi", {}).get("agentCode", {})
-        for name, path in code.get("local", {}).items():
-            code["local"][name] = f"/home/ann/{Path(path).name}"
+        runtime = document["spec"].get("runtime", {})
+        for variant in (item for item in runtime.values() if isinstance(item, dict)):
+            local = variant.get("agentCode", {}).get("local", {})
+            local |= {name: f"/home/ann/{Path(path).name}" for name, path in local.items()}
     ours = [json.loads(json.dumps(document)) for document in shipped.documents()]
     return [*samples.full(), *samples.short(), *shown, *ours]
 
