@@ -66,6 +66,14 @@ def test_a_definition_is_structural(kind: Kind) -> None:
 
 
 @each_kind
+def test_every_field_of_a_spec_says_what_it_means(kind: Kind) -> None:
+    spec = definitions.of(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for part in _objects(spec):
+        for name, field in part.get("properties", {}).items():
+            assert field.get("description"), name
+
+
+@each_kind
 def test_every_definition_has_what_people_use(kind: Kind) -> None:
     found = definitions.of(kind)["spec"]
     (version,) = found["versions"]

@@ -27,6 +27,7 @@ class SigningKey(ApiModel):
     kid: Annotated[str, Field(max_length=256)]
     """The key's id; unique among the agent's keys."""
     alg: Literal["EdDSA"]
+    """Algorithm of the key."""
     public_key_b64u: Annotated[str, Field(alias="publicKeyB64u", max_length=128)]
     """The Ed25519 public key, base64url without padding."""
     not_after: Seconds | None = None
@@ -37,10 +38,13 @@ class Peer(ApiModel):
     """One agent that this one works with."""
 
     label: NonEmpty
+    """A name for people."""
     kind: Literal["in-cluster", "external"]
+    """Whether it is an A2AAgent of this namespace or one outside."""
     agent_ref: LocalRef | None = None
     """An A2AAgent of this namespace."""
     endpoint_url: Annotated[str, Field(max_length=2048)] | None = None
+    """Where the external agent is called."""
     pinned_kid: Annotated[str, Field(max_length=256)] | None = None
     """The only key of the external agent that is believed."""
 
@@ -65,14 +69,18 @@ class PolicyRefs(ApiModel):
     """Policies that the card names."""
 
     tool_policy: str | None = None
+    """A ToolPolicy of this namespace."""
 
 
 class Trust(ApiModel):
     """What is asked of whoever calls."""
 
     require_signed_requests: bool = False
+    """Whether a request must be signed."""
     min_signatures_required: Count32 | None = None
+    """By how many keys."""
     max_clock_skew_seconds: Seconds | None = None
+    """How far the clocks may be apart."""
 
 
 class A2AAgentSpec(ApiModel):
@@ -83,12 +91,19 @@ class A2AAgentSpec(ApiModel):
     production_mode: bool = False
     """Ask for https."""
     display_name: str | None = None
+    """The agent's name on the card."""
     description: str | None = None
+    """What the card says of it."""
     capabilities: list[str] = Field(default_factory=list)
+    """What the card says it can do."""
     signing_keys: Annotated[list[SigningKey], Field(min_length=1, max_length=32)]
+    """Keys that speak for the agent."""
     federation: Annotated[list[Peer], Field(max_length=256)] = Field(default_factory=list)
+    """Agents that this one works with."""
     policy_refs: PolicyRefs | None = None
+    """Policies that the card names."""
     trust: Trust | None = None
+    """What is asked of whoever calls."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(

@@ -106,15 +106,20 @@ class LocalRef(ApiModel):
     """Names a resource in the same namespace."""
 
     name: ObjectName
+    """Its name."""
 
 
 class OciRef(ApiModel):
     """A signed artefact in a registry."""
 
     registry: NonEmpty
+    """Host of the registry, with its port if it has one."""
     repository: NonEmpty
+    """Path in the registry."""
     digest: Annotated[str, AfterValidator(_digest), Published(pattern=r"^sha(256|384|512):[a-f0-9]+$")]
+    """Digest of the manifest; a tag is not enough."""
     artifact_type: NonEmpty
+    """Media type that the artefact must have."""
 
 
 @dataclass(frozen=True, slots=True)

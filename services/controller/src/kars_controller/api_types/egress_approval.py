@@ -17,7 +17,9 @@ class ApprovedHost(ApiModel):
     """One host."""
 
     host: Annotated[str, Field(min_length=1, max_length=253)]
+    """Host name."""
     port: Annotated[int, Field(ge=1, le=65535)] = 443
+    """TCP port."""
 
 
 class EgressApprovalSpec(ApiModel):
@@ -26,6 +28,7 @@ class EgressApprovalSpec(ApiModel):
     sandbox: Annotated[str, Field(min_length=1, max_length=253)]
     """A KarsSandbox of this namespace."""
     hosts: Annotated[list[ApprovedHost], Field(min_length=1, max_length=16)]
+    """What may be reached."""
     reason: Annotated[str, Field(min_length=1, max_length=512, pattern=_PRINTABLE)]
     """Why; goes into the audit record."""
     ticket: Annotated[str, Field(min_length=1, max_length=128)] | None = None
@@ -47,10 +50,14 @@ class EgressApprovalStatus(Status):
     """Whether the grant is in force, and until when."""
 
     effective_at: Time | None = None
+    """From when it holds."""
     expires_at: Time | None = None
+    """When it ends."""
     merged_digest: Digest | None = None
     host_count: Count | None = None
+    """How many hosts it opens."""
     usage_count: Count | None = None
+    """How often it was used."""
 
 
 EGRESS_APPROVAL = Kind(

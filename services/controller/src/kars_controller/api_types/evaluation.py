@@ -30,9 +30,11 @@ class EvalSpec(ApiModel):
     target_sandbox_ref: LocalRef
     """The sandbox whose router is asked."""
     corpus: Corpus
+    """Which cases."""
     schedule: Annotated[str, Field(min_length=1, max_length=256, pattern=_CRON)] | None = None
     """When, as five cron fields: minute, hour, day of month, month, day of week. Absent: when asked to."""
     display_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """A name for people."""
     runner_image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """The image that replays the corpus; absent: the one of this release."""
     fail_sandbox_on_drift: bool | None = None

@@ -29,16 +29,22 @@ class AppliesTo(ApiModel):
     """Descriptive; a sandbox is bound by its own `inferenceRef`."""
 
     sandbox_name: str | None = None
+    """For people."""
     sandbox_match_labels: dict[str, str] = Field(default_factory=dict)
+    """For people."""
     action: Literal["chat", "responses", "image", "embeddings", "*"] | None = None
+    """For people: kind of call."""
 
 
 class TokenBudget(ApiModel):
     """Tokens, input plus output; 0 and absent mean no limit."""
 
     per_request_tokens: Count | None = None
+    """Of one call."""
     daily_tokens: Count | None = None
+    """Of one day, UTC."""
     monthly_tokens: Count | None = None
+    """Of one calendar month, UTC."""
 
     cel: ClassVar[tuple[CelRule, ...]] = tuple(
         CelRule(
@@ -54,35 +60,50 @@ class ContentSafety(ApiModel):
     """Highest severity that passes."""
 
     hate: SeverityName | None = None
+    """Highest severity of hate that passes."""
     self_harm: SeverityName | None = None
+    """Highest severity of self-harm that passes."""
     sexual: SeverityName | None = None
+    """Highest severity of sexual content that passes."""
     violence: SeverityName | None = None
+    """Highest severity of violence that passes."""
     require_prompt_shields: bool | None = None
+    """Whether prompts are checked for injection."""
 
 
 class Model(ApiModel):
     """One model of one provider."""
 
     provider: NonEmpty
+    """Name of a configured provider."""
     deployment: NonEmpty
+    """The model's name there."""
 
 
 class ModelPreference(ApiModel):
     """The model to use, and those to fall back to, in order."""
 
     primary: Model
+    """The model to use."""
     fallback: list[Model] = Field(default_factory=list)
+    """Models to use when it fails, in order."""
 
 
 class InferencePolicySpec(ApiModel):
     """The desired inference policy."""
 
     applies_to: AppliesTo
+    """Whom the policy is meant for."""
     token_budget: TokenBudget | None = None
+    """How many tokens."""
     content_safety: ContentSafety | None = None
+    """Which content passes."""
     model_preference: ModelPreference | None = None
+    """Which models."""
     display_name: str | None = None
+    """A name for people."""
     bundle_ref: OciRef | None = None
+    """A signed policy instead of the fields above."""
 
     cel: ClassVar[tuple[CelRule, ...]] = beside_bundle(*_INLINE)
 
@@ -92,7 +113,9 @@ class InferencePolicyStatus(Status):
 
     profile_config_map_ref: NamedObject | None = None
     version_hash: Digest | None = None
+    """Hash of the policy's content."""
     compiled_digest: Digest | None = None
+    """Digest of what was compiled."""
     loaded_digest: Digest | None = None
     """The digest that every running sandbox of this policy enforces."""
     bundle_ref_digest: Digest | None = None

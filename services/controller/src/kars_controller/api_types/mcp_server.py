@@ -40,6 +40,7 @@ class McpServerSpec(ApiModel):
     production_mode: bool | None = None
     """Ask for https and tokens of the issuer; absent: no."""
     oauth: OAuth | None = None
+    """Who issues the tokens that callers present."""
     scopes: list[str] | None = None
     """Scopes that a token must carry."""
     allowed_tools: list[str] | None = None
@@ -47,7 +48,9 @@ class McpServerSpec(ApiModel):
     bearer_from_env: str | None = None
     """Name of the router's environment variable that holds the credential for the server."""
     allowed_sandboxes: AllowedSandboxes | None = None
+    """Which sandboxes may refer to it; absent: every one of the namespace."""
     display_name: str | None = None
+    """A name for people."""
     bundle_ref: OciRef | None = None
     """A signed description instead of the inline one."""
 

@@ -25,6 +25,7 @@ class MemorySpec(ApiModel):
     delete_on_sandbox_delete: bool | None = None
     """Whether the scope is emptied with its sandbox; absent: yes."""
     display_name: str | None = None
+    """A name for people."""
     bundle_ref: OciRef | None = None
     """A signed binding instead of the fields above."""
 

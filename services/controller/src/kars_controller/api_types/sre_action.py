@@ -15,13 +15,17 @@ class ActionParams(ApiModel):
     """What the action is about, and what it takes."""
 
     namespace: Annotated[str, Field(min_length=1, max_length=63, pattern=LABEL_PATTERN)]
+    """Namespace of the object."""
     name: ObjectName
+    """Name of the object."""
     kind: Literal["Deployment", "StatefulSet", "DaemonSet"] | None = None
     """What RolloutRestart restarts; absent: a Deployment."""
     container: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """The container that PatchDeploymentImage is about."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """The image that it gets."""
     replicas: Annotated[int, Field(ge=0, le=50)] | None = None
+    """How many replicas ScaleDeployment asks for."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -39,7 +43,9 @@ class Action(ApiModel):
     type: Literal[
         "DeleteResourceQuota", "PatchDeploymentImage", "ScaleDeployment", "RolloutRestart", "DeletePod"
     ]
+    """Which repair."""
     params: ActionParams
+    """What it is about."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         *(
@@ -66,7 +72,9 @@ class Approval(ApiModel):
     """A person's decision; final."""
 
     state: Literal["Pending", "Approved", "Rejected"]
+    """The decision."""
     note: Annotated[str, Field(max_length=512)] | None = None
+    """What the approver says."""
 
 
 def _unchanged(name: str) -> CelRule:
@@ -81,7 +89,9 @@ class SREActionSpec(ApiModel):
     """The proposal and its approval."""
 
     action: Action
+    """The repair."""
     approval: Approval
+    """The decision about it."""
     ttl_minutes: Annotated[int, Field(ge=1, le=60)] = 15
     """How long the proposal waits for a decision."""
     diagnosis: Annotated[str, Field(max_length=512)] | None = None

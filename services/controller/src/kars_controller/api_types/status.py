@@ -15,9 +15,13 @@ class Condition(ApiModel):
     """One aspect of the resource's state, as Kubernetes tools read it."""
 
     type: Annotated[str, Field(min_length=1, max_length=316)]
+    """What it is about, such as Ready."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)]
+    """One word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """The same for people."""
     last_transition_time: Time
     """When `status` last changed."""
     observed_generation: Count | None = None
@@ -37,9 +41,11 @@ class Status(ApiModel):
     observed_generation: Count | None = None
     """The newest generation that was looked at."""
     conditions: Conditions | None = None
+    """Aspects of the state, one of each type."""
 
 
 class NamedObject(ApiModel):
     """An object that was made for this resource."""
 
     name: str
+    """Its name."""

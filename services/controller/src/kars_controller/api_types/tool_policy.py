@@ -27,15 +27,20 @@ class AppliesTo(ApiModel):
     """Which tool the limits below are about; a sandbox is bound by its own `toolPolicyRef`."""
 
     sandbox_match_labels: dict[str, str]
+    """For people; may be empty, but not left out."""
     tool: str | None = None
+    """The tool that rateLimit and approval are about; absent: all."""
     mcp_server: str | None = None
+    """The server whose tool it is."""
 
 
 class AgtProfile(ApiModel):
     """The rules, as YAML text or as a signed artefact."""
 
     inline: str | None = None
+    """The rules, as YAML."""
     bundle_ref: OciRef | None = None
+    """A signed artefact with the rules."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -50,17 +55,24 @@ class Commerce(ApiModel):
     """Spending limits."""
 
     daily_cap: str | None = None
+    """Of one day."""
     monthly_cap: str | None = None
+    """Of one month."""
     per_transfer_cap: str | None = None
+    """Of one payment."""
     counterparty_allowlist: list[str] = Field(default_factory=list)
+    """Who may be paid."""
 
 
 class RateLimit(ApiModel):
     """Calls of the tool: `rps` a second on average, `burst` at once (absent: rps x window seconds)."""
 
     rps: Count32 | None = None
+    """Calls a second, on average."""
     burst: Count32 | None = None
+    """Calls at once."""
     window: Annotated[str, Published(pattern=durations.PATTERN)] | None = None
+    """Over which time the average is taken: digits with s, m or h, such as 60s."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -80,8 +92,11 @@ class Approval(ApiModel):
     """When an operator must approve a call of the tool."""
 
     mode: Literal["never", "always", "aboveThreshold"] | None = None
+    """When."""
     threshold: str | None = None
+    """Above which amount, for aboveThreshold."""
     channel: str | None = None
+    """Shown to approvers."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -97,11 +112,17 @@ class ToolPolicySpec(ApiModel):
     """The desired tool policy."""
 
     applies_to: AppliesTo
+    """What the policy is about."""
     agt_profile: AgtProfile | None = None
+    """Which actions are allowed, denied, or need a person."""
     commerce: Commerce | None = None
+    """Spending limits."""
     rate_limit: RateLimit | None = None
+    """How often the tool may be called."""
     approval: Approval | None = None
+    """Whether a person must approve."""
     display_name: str | None = None
+    """A name for people."""
 
 
 class ToolPolicyStatus(Status):

@@ -40,21 +40,32 @@ class Vertex(ApiModel):
     """One identity, and the key that signs its edges."""
 
     id: VertexId
+    """Whom it is: name, namespace/name, a2a-agent/namespace/name or a SPIFFE id."""
     alg: Literal["EdDSA"]
+    """Algorithm of the key."""
     public_key_b64u: Annotated[str, Field(alias="publicKeyB64u", max_length=128)]
+    """The Ed25519 public key, base64url without padding."""
     label: str | None = None
+    """A name for people."""
 
 
 class Edge(ApiModel):
     """`from` may write to `to`, and trusts it with `score`; signed by `from`."""
 
     source: Annotated[VertexId, Field(alias="from")]
+    """Who trusts and signs."""
     target: Annotated[VertexId, Field(alias="to")]
+    """Who is trusted."""
     score: Annotated[int, Field(ge=0, le=1000)]
+    """How much."""
     issued_at: UnixSeconds
+    """Unix time from which the edge holds."""
     not_after: UnixSeconds | None = None
+    """Unix time at which it ends; absent: it does not."""
     signature: Annotated[str, Field(max_length=256)]
+    """Ed25519 by the key of `from`, base64url without padding."""
     reason: str | None = None
+    """For people; not signed."""
 
     cel: ClassVar[tuple[CelRule, ...]] = (
         CelRule(
@@ -67,14 +78,18 @@ class TrustGraphSpec(ApiModel):
     """The vertices and the signed edges between them."""
 
     vertices: Annotated[list[Vertex], Field(min_length=1, max_length=MAX_VERTICES)]
+    """Identities and their keys."""
     edges: Annotated[list[Edge], Field(max_length=MAX_EDGES)] = Field(default_factory=list)
+    """Who may write to whom."""
 
 
 class TrustGraphStatus(Status):
     """What of the graph counts."""
 
     valid_vertices: int | None = None
+    """Vertices that count."""
     valid_edges: int | None = None
+    """Edges that hold now."""
     invalid_edges: int | None = None
     """Rejected for ever: no such vertex, or the signature does not fit."""
     inactive_edges: int | None = None
@@ -103,8 +118,8 @@ TRUST_GRAPH = Kind(
     columns=(
         PHASE,
         Column(name="Vertices", json_path=".status.validVertices", type="integer"),
-        Column(name="Edges", json_path=".status.validEdges", type="integer"),
-        Column(name="Invalid", json_path=".status.invalidEdges", type="integer"),
+        Column(name="ValidEdges", json_path=".status.validEdges", type="integer"),
+        Column(name="InvalidEdges", json_path=".status.invalidEdges", type="integer"),
         AGE,
     ),
     rules=_rules,
