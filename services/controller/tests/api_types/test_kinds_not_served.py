@@ -1,5 +1,8 @@
 """Kinds whose schema is known and that nothing would enforce are refused, and it is said what to do."""
 
+import re
+from pathlib import Path
+
 import pytest
 from kars_common.errors import InvalidInputError
 from kars_controller import api_types
@@ -46,3 +49,12 @@ def test_a_kind_that_does_not_exist_is_unknown() -> None:
         api_types.find_kind("KarsSandbx")
     assert caught.value.reason == "kind_unknown"
     assert "did you mean karssandbox?" in caught.value.message
+
+
+def test_the_page_about_compatibility_says_the_same() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.endswith("| schema only |")]
+    refused = {name for row in rows if "kind_not_served" in row for name in re.findall(r"`(\w+)`", row)}
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert refused - {"kind_not_served"} == {kind.name for kind in PLANNED}
+    assert named >= {kind.name for kind in api_types.ALL_KINDS}

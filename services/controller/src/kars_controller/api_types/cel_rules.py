@@ -23,8 +23,8 @@ def violations(model: type[ApiModel], value: Mapping[str, Any], path: str = "spe
         path: Where the object is.
     """
     for rule in model.cel:
-        if not rule.is_transition and not _holds(rule, {"self": value}):
-            yield Violation(f"{path}{rule.field}", rule.message)
+        if not rule.is_transition:
+            yield from _broken(rule, {"self": value}, path)
     for python_name, info in model.model_fields.items():
         name = info.alias or python_name
         if name in value:
@@ -45,8 +45,7 @@ def transitions(
         before: Raw = old
         if rule.on_create:
             before = cel.OptionalValue.none() if old is None else cel.OptionalValue.of(old)
-        if not _holds(rule, {"self": value, "oldSelf": before}):
-            yield Violation(f"{path}{rule.field}", rule.message)
+        yield from _broken(rule, {"self": value, "oldSelf": before}, path)
 
 
 def _inside(annotation: Raw, value: Raw, path: str) -> Iterator[Violation]:
@@ -72,11 +71,15 @@ def _has_model(annotation: Raw) -> bool:
     return any(_has_model(part) for part in get_args(annotation))
 
 
-def _holds(rule: CelRule, known: dict[str, Any]) -> bool:
+def _broken(rule: CelRule, known: dict[str, Any], path: str) -> Iterator[Violation]:
     try:
-        return bool(_program(rule.rule).execute(known))
+        holds = _program(rule.rule).execute(known) is True
     except (ValueError, RuntimeError, TypeError, KeyError):
-        return False
+        # Text that is no Unicode, for one. What the rule says is part of the answer, not all of it.
+        yield Violation(f"{path}{rule.field}", f"a rule cannot be evaluated on it: {rule.message}")
+    else:
+        if not holds:
+            yield Violation(f"{path}{rule.field}", rule.message)
 
 
 @functools.lru_cache(maxsize=256)
