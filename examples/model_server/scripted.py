@@ -12,6 +12,7 @@ from examples.model_server.completions import Answer, Request, ToolCall
 from examples.model_server.conversation import Conversation
 
 REPORT = "incident-report.md"
+_QUESTION = "Please review"
 _TIMED = re.compile(r"^-\s*(\d\d:\d\d)\s+(.+)$", re.MULTILINE)
 _FACT = re.compile(r"^(Cause|Impact|Follow-up):\s*(.+)$", re.MULTILINE)
 
@@ -95,15 +96,15 @@ def _hand_over(talk: Conversation) -> Answer:
         arguments: dict[str, object] = {"to_agent": "reviewer", "file_path": f"/sandbox/reports/{REPORT}"}
         return Answer(calls=(ToolCall(name="kars_mesh_transfer_file", arguments=arguments),))
     if not talk.results("kars_mesh_send"):
-        content = f"Please review {REPORT}: is the cause named, is there a follow-up?"
+        content = f"{_QUESTION} {REPORT}: is the cause named, is there a follow-up?"
         arguments = {"to_agent": "reviewer", "content": content, "wait_for_reply": True}
         return Answer(calls=(ToolCall(name="kars_mesh_send", arguments=arguments),))
     return Answer(text=f"The reviewer said: {talk.results('kars_mesh_send')[-1].result}")
 
 
 def _review(talk: Conversation) -> Answer:
-    """Wait for the reporter, then answer it."""
-    if not talk.results("kars_mesh_await"):
+    """Wait for the reporter's question (its file may come first), then answer it."""
+    if not any(_QUESTION in item.result for item in talk.results("kars_mesh_await")):
         arguments: dict[str, object] = {"senders": ["incident-reporter"], "timeout_seconds": 600}
         return Answer(calls=(ToolCall(name="kars_mesh_await", arguments=arguments),))
     if not talk.results("kars_mesh_send"):

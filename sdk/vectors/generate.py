@@ -4,7 +4,7 @@
 
 All randomness comes from a counter, so the file is the same each time; a test holds it against the code.
 """
-# ruff: noqa: INP001, SLF001 - a script beside its data, which pins private derivations
+# ruff: noqa: INP001 - a script beside its data
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import (
     MLKEM1024PublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from kars_sdk.mesh import bundles, handshake, identity, padding, pq, primitives, ratchet
+from kars_sdk.mesh import bundles, handshake, identity, padding, pq, primitives, ratchet_parts
 from kars_sdk.mesh import knock as knocks
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.names import peer_name
@@ -53,8 +53,8 @@ def counted() -> Iterator[None]:
     def take(length: int) -> bytes:
         return seed(f"random {next(numbers)}", length)
 
-    def private() -> ratchet._PrivateKey:
-        return ratchet._PrivateKey.of(take(32))
+    def private() -> ratchet_parts.PrivateKey:
+        return ratchet_parts.PrivateKey.of(take(32))
 
     def kem_pair(_cls: object = None) -> MLKEM768PrivateKey:
         return MLKEM768PrivateKey.from_seed_bytes(take(64))
@@ -62,7 +62,7 @@ def counted() -> Iterator[None]:
     with (
         mock.patch.object(os, "urandom", take),
         mock.patch.object(secrets, "token_bytes", take),
-        mock.patch.object(ratchet._PrivateKey, "generate", private),
+        mock.patch.object(ratchet_parts.PrivateKey, "generate", private),
         mock.patch.object(pq, "new_kem_key", kem_pair),
     ):
         yield
@@ -124,8 +124,8 @@ def _derivations() -> dict[str, object]:
     return {
         "key": key.hex(),
         "data": data.hex(),
-        "root": ratchet.now(ratchet._RootKDF.derive(key, data, 64)).hex(),
-        "chain": ratchet.now(ratchet._ChainKDF.derive(key, b"\x02\x01", 64)).hex(),
+        "root": ratchet_parts.now(ratchet_parts.RootKDF.derive(key, data, 64)).hex(),
+        "chain": ratchet_parts.now(ratchet_parts.ChainKDF.derive(key, b"\x02\x01", 64)).hex(),
         "epoch": pq.next_key(key, data, pq.Offer(1, seed("ek", 1184)), seed("ct", 1088)).hex(),
     }
 

@@ -84,6 +84,7 @@ def test_demo_proves_every_control_and_leaves_nothing(folder: Path) -> None:
     for control in (
         *("zero credentials", "no network", "kernel surface", "governed call"),
         *("approval", "budget", "audit", "last known policy"),
+        *("agent mesh", "ciphertext only", "stranger in the mesh"),
     ):
         assert re.search(rf"· {control}: held", ended.stdout), control
     assert nothing_is_left(folder)

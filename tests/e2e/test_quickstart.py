@@ -156,3 +156,63 @@ def test_provider_key_is_in_no_file_that_others_may_read(platform: Platform) -> 
             holders.append(file)
             assert file.stat().st_mode & 0o077 == 0, file
     assert holders
+
+
+def test_two_agents_on_two_frameworks_exchange_a_task_and_a_file(platform: Platform) -> None:
+    told = platform.kars("connect", "incident-reporter", "-m", "Send the incident report to the reviewer.")
+    assert told.returncode == 0, told.stderr
+    assert "Reviewed: the cause is named" in told.stdout
+    sent = platform.pod("incident-reporter") / "workspace" / "reports" / "incident-report.md"
+    received = platform.pod("reviewer") / "workspace" / "incoming" / "incident-report.md"
+    assert received.read_bytes() == sent.read_bytes()
+    assert platform.kars("connect", "reviewer", "-m", "/kars_nothing").returncode == 1
+
+
+def test_what_an_operator_sees_of_the_mesh_and_what_not(platform: Platform) -> None:
+    canary = "canary-7f3a1b-of-the-mesh"
+    sent = platform.kars("mesh", "send", "incident-reporter", "reviewer", canary)
+    assert (sent.returncode, sent.stdout.strip()) == (0, "delivered"), sent.stderr
+    status = json.loads(platform.kars("mesh", "status", "-o", "json").stdout)
+    assert (status["connectedPeers"], status["store"]) == (2, "sqlite")
+    assert status["policyVersion"] > 0
+    peers = {item["peer"].rpartition("/")[2]: item for item in mesh(platform, "peers")}
+    assert peers.keys() == {"incident-reporter", "reviewer"}
+    edges = {(e["from"].rpartition("/")[2], e["to"].rpartition("/")[2]) for e in mesh(platform, "trust")}
+    assert edges == {("incident-reporter", "reviewer"), ("reviewer", "incident-reporter")}
+    inbox = platform.kars("mesh", "inbox", "reviewer", "-o", "json").stdout
+    assert any(item["direction"] == "in" for item in json.loads(inbox)["records"])
+    assert canary not in inbox
+    for store in (platform.home / "services", platform.pod("reviewer") / "router"):
+        for file in store.rglob("*"):
+            assert not file.is_file() or canary.encode() not in file.read_bytes(), file
+
+
+def test_a_name_is_verified_from_log_and_controller_and_a_stranger_has_none(platform: Platform) -> None:
+    one = json.loads(platform.kars("mesh", "verify", "reviewer", "incident-reporter", "-o", "json").stdout)
+    two = json.loads(platform.kars("mesh", "verify", "incident-reporter", "reviewer", "-o", "json").stdout)
+    assert [item["stated"] for item in one["peers"]] == [True, True]
+    assert len(one["safetyNumber"].split()) == 12
+    assert one["safetyNumber"] == two["safetyNumber"]
+    nobody = platform.kars("mesh", "verify", "nobody")
+    assert nobody.returncode == 1
+    assert "peer_not_found" in nobody.stderr
+    # A relay that starts its log again, under a key of its own, is noticed.
+    pinned = platform.home / "cli" / "mesh-log.key"
+    kept = pinned.read_text()
+    pinned.write_text(kept.replace("mesh-registrations", "mesh-registrationz"))
+    changed = platform.kars("mesh", "verify", "reviewer")
+    assert (changed.returncode, "mesh_log_key_changed" in changed.stderr) == (1, True)
+    pinned.write_text(kept)
+    head = platform.home / "cli" / "mesh-log.head"
+    seen = json.loads(head.read_text())
+    head.write_text(json.dumps({**seen, "size": seen["size"] + 1}))
+    rewritten = platform.kars("mesh", "verify", "reviewer")
+    assert (rewritten.returncode, "mesh_log_rewritten" in rewritten.stderr) == (1, True)
+    head.write_text(json.dumps({**seen, "root": "00" * 32}))
+    assert "mesh_log_rewritten" in platform.kars("mesh", "verify", "reviewer").stderr
+    head.write_text(json.dumps(seen))
+
+
+def mesh(platform: Platform, what: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(platform.kars("mesh", what, "-o", "json").stdout)
+    return found

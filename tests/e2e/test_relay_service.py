@@ -1,4 +1,4 @@
-"""The local platform's relay: started with an identity of its own, started again, adopted, not left behind."""
+"""The local platform's relay: started with an identity of its own, started again, adopted, never orphaned."""
 
 import json
 import os

@@ -7,7 +7,7 @@ nothing else is ever accepted.
 import dataclasses
 from pathlib import Path
 
-from kars_sdk.mesh import ratchet
+from kars_sdk.mesh import ratchet_parts
 from kars_sdk.mesh.errors import MeshError, ReplayedError
 from kars_sdk.mesh.sessions import Opened
 from kars_sdk.mesh.testing import Agent, Authority
@@ -132,7 +132,7 @@ class Adversary:
     def _out_of_window(self, message: Sent) -> bool:
         """Whether so much was sent since that keys for it need not be kept (the bounds that are promised)."""
         number = int(message.text.partition(b":")[0])
-        return self.count - number >= ratchet.MAX_SKIP // 2
+        return self.count - number >= ratchet_parts.MAX_SKIP // 2
 
     def _refused(self, message: Sent, payload: bytes) -> None:
         before = [each.dump() for each in message.receiver.sessions.of(message.sender.name)]

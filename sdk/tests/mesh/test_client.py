@@ -399,3 +399,58 @@ async def test_deliveries_of_invented_senders_change_nothing(mesh: MemoryMesh, t
         assert await take(bob) == "the only real one"
         assert any(event.reason == "peer_name_invalid" for event in bob.events)
         assert mesh.mailboxes[BOB] == []
+
+
+async def test_a_peer_that_begins_ever_new_streams_or_leaves_gaps_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kars_sdk.mesh.inbox.MAX_HELD_BYTES", 1000)
+    store = Store(tmp_path, KEY)
+    inbox = Inbox(store, lambda: 0.0)
+    for stream in range(30):
+        with store.transaction():
+            inbox.accept(ALICE, frames.Data(stream.to_bytes(8, "big"), 5, 0, "text", b"early"))
+    assert (store.count("order"), store.count("held"), store.count("streams")) == (8, 8, 1)
+    released = []
+    for number in range(1, 40, 2):
+        with store.transaction():
+            released += inbox.accept(BOB, frames.Data(bytes(8), number, 0, "text", bytes(300)))
+    assert store.count("held") - 8 <= 3
+    assert len(released) >= 16
+    store.close()
+
+
+async def test_large_unread_messages_count_by_their_bytes(
+    mesh: MemoryMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kars_sdk.mesh.inbox.MAX_UNREAD_BYTES", 250_000)
+    async with running(mesh, ALICE, tmp_path) as alice, running(mesh, BOB, tmp_path) as bob:
+        for _ in range(8):
+            await alice.send(BOB, "blob", bytes(100_000))
+        await until(lambda: bob.inbox.full)
+        assert len(bob.inbox.unread()) == 3
+        for _ in range(8):
+            message = await bob.receive(timeout_s=WAIT)
+            assert message is not None
+
+
+async def test_a_policy_that_cannot_be_read_is_asked_for_again(mesh: MemoryMesh, tmp_path: Path) -> None:
+    endpoint = mesh.endpoint(ALICE)
+    store = Store(tmp_path / "alice", KEY)
+    answers = [b"{", b'{"unknown": 1}', b'{"threshold": 0}']
+
+    async def policy() -> TrustPolicy:
+        return TrustPolicy.from_json(answers.pop(0))
+
+    membership = Membership(
+        name=ALICE,
+        store=store,
+        directory=Directory(endpoint),
+        trust=lambda: mesh.authority.trust,
+        policy=policy,
+    )
+    async with MeshClient(membership, endpoint, min_backoff_s=0.01) as client:
+        await client.attached(WAIT)
+        assert [event.reason for event in client.events] == ["trust_policy_invalid"] * 2
+        assert client.sessions.policy.threshold == 0
+    store.close()

@@ -16,10 +16,12 @@ from kars_sdk.mesh.agent import Letter, MeshAgent
 from kars_sdk.mesh.errors import IdentityError, MalformedError, MeshError, PayloadError
 from kars_sdk.mesh.files import CHUNK_BYTES, Incoming, Manifest
 from kars_sdk.mesh.groups import Group, Groups
+from kars_sdk.mesh.inbox import Message
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.store import Store
 from kars_sdk.mesh.testing import OPEN, Authority, name
 from kars_sdk.mesh.testing_mesh import MemoryMesh
+from kars_sdk.mesh.transfers import Transfers
 from kars_sdk.mesh.trust import TrustPolicy
 from kars_sdk.mesh.upkeep import Profile
 
@@ -343,3 +345,37 @@ def test_what_is_too_large_is_refused_before_it_is_sent() -> None:
         payloads.encode_text("\ud800")
     with pytest.raises(PayloadError):
         frames.encode(frames.Data(bytes(8), 0, 0, "text", os.urandom(frames.MAX_BODY_BYTES + 1)))
+
+
+async def test_a_transfer_whose_question_was_lost_asks_again(mesh: MemoryMesh, tmp_path: Path) -> None:
+    now = [0.0]
+    asked: list[tuple[PeerName, str]] = []
+
+    async def post(peer: PeerName, kind: str, body: bytes) -> None:
+        asked.append((peer, kind))
+
+    store = Store(tmp_path / "s", KEY)
+    moving = Transfers(store, tmp_path / "in", post, clock=lambda: now[0])
+    offered = files.manifest(written(tmp_path, "x.bin", 3 * CHUNK_BYTES))
+    message = Message(
+        number=1, peer=ALICE, kind="file/offer", body=offered.encode(), sent_at=0, received_at=0
+    )
+    assert await moving.handle(message) is None
+    await moving.nudge()
+    assert asked == [(ALICE, "file/request")]
+    now[0] += 61
+    await moving.nudge()
+    assert asked == [(ALICE, "file/request")] * 2
+    moving.close()
+    store.close()
+
+
+async def test_a_full_outbox_slows_a_transfer_down_and_does_not_break_it(
+    mesh: MemoryMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kars_sdk.mesh.outbox.MAX_ITEMS", 3)
+    path = written(tmp_path, "big.bin", 12 * CHUNK_BYTES)
+    async with running(mesh, ALICE, tmp_path) as alice, running(mesh, BOB, tmp_path) as bob:
+        transfer = await alice.send_file(BOB, path)
+        assert await alice.transfers.finished(transfer, WAIT) == "received"
+        assert Path(json.loads((await take(bob, "file")).text)["path"]).stat().st_size == 12 * CHUNK_BYTES

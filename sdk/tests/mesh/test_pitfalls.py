@@ -12,7 +12,7 @@ import xeddsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from kars_sdk.mesh import primitives, ratchet
+from kars_sdk.mesh import primitives, ratchet, ratchet_parts
 from kars_sdk.mesh.errors import (
     CloneSuspectedError,
     ForgedError,
@@ -91,7 +91,7 @@ def test_pitfall_4_encrypting_derives_no_public_key(
     ours, theirs = pair(alice, bob)
     ours.encrypt(b"the first of a chain may")
     monkeypatch.setattr(X25519PrivateKey, "public_key", refuse, raising=False)
-    monkeypatch.setattr(ratchet._Hellman, "_derive_pub", refuse)
+    monkeypatch.setattr(ratchet_parts.Hellman, "_derive_pub", refuse)
     assert theirs.decrypt(ours.encrypt(b"more")) == b"more"
 
 
@@ -117,7 +117,7 @@ def test_pitfall_5_kept_keys_are_bounded(alice: Agent, bob: Agent) -> None:
         for _ in range(200):
             ours.encrypt(b"lost")
         theirs.decrypt(ours.encrypt(b"after the gap"))
-    assert theirs.skipped_count == ratchet.MAX_SKIP
+    assert theirs.skipped_count == ratchet_parts.MAX_SKIP
 
 
 def test_pitfall_6_the_cipher_is_aes_gcm_and_a_failure_leaves_the_state_as_it_was(
@@ -143,7 +143,7 @@ def test_pitfall_6_the_cipher_is_aes_gcm_and_a_failure_leaves_the_state_as_it_wa
 
 def test_pitfall_7_chain_steps_are_in_signals_order() -> None:
     key = bytes(range(32))
-    derived = ratchet.now(ratchet._ChainKDF.derive(key, b"\x02\x01", 64))
+    derived = ratchet_parts.now(ratchet_parts.ChainKDF.derive(key, b"\x02\x01", 64))
     assert derived[:32] == hmac.digest(key, b"\x02", "sha256")  # the next chain key
     assert derived[32:] == hmac.digest(key, b"\x01", "sha256")  # the message key
 
@@ -158,7 +158,7 @@ def test_pitfall_8_a_plug_that_suspends_is_refused() -> None:
         return b""
 
     with pytest.raises(RuntimeError, match="suspended"):
-        ratchet.now(plug())
+        ratchet_parts.now(plug())
 
 
 def test_pitfall_9_state_is_small_and_sealed(alice: Agent, bob: Agent) -> None:
@@ -217,7 +217,8 @@ def test_pitfall_11_a_forged_header_costs_one_tag_and_no_key_is_derived(
 ) -> None:
     ours, theirs = pair(alice, bob)
     message = ours.encrypt(b"good")
-    monkeypatch.setattr(ratchet, "_digest", refuse)
+    monkeypatch.setattr(ratchet, "digest", refuse)
+    monkeypatch.setattr(ratchet_parts, "digest", refuse)
     for at in (20, 60, 70, 75, len(message) - 1):  # the header's parts, and the tag it is bound to
         with pytest.raises(ForgedError, match="header"):
             theirs.decrypt(flipped(message, at))
@@ -229,7 +230,7 @@ def test_pitfall_12_what_the_package_only_warns_of_does_not_stop_the_session(
     alice: Agent, bob: Agent
 ) -> None:
     ours, theirs = pair(alice, bob)
-    lost = [ours.encrypt(b"lost") for _ in range(ratchet.MAX_SKIP + 20)]
+    lost = [ours.encrypt(b"lost") for _ in range(ratchet_parts.MAX_SKIP + 20)]
     ours.decrypt(theirs.encrypt(b"turn"))
     ours.decrypt(theirs.encrypt(b"turn"))
     theirs.decrypt(lost[0])
@@ -245,12 +246,12 @@ def test_pitfall_12_what_the_package_only_warns_of_does_not_stop_the_session(
 
 def test_pitfall_12_too_large_a_gap_is_refused_with_a_reason(alice: Agent, bob: Agent) -> None:
     ours, theirs = pair(alice, bob)
-    messages = [ours.encrypt(b"%d" % number) for number in range(ratchet.MAX_SKIP + 2)]
+    messages = [ours.encrypt(b"%d" % number) for number in range(ratchet_parts.MAX_SKIP + 2)]
     before = theirs.dump()
     with pytest.raises(SkippedTooFarError):
         theirs.decrypt(messages[-1])
     assert theirs.dump() == before
-    assert theirs.decrypt(messages[-2]) == b"%d" % ratchet.MAX_SKIP
+    assert theirs.decrypt(messages[-2]) == b"%d" % ratchet_parts.MAX_SKIP
 
 
 def test_pitfall_12_mail_sent_with_the_signed_key_of_last_week_still_opens(
@@ -307,12 +308,12 @@ def test_short_paths_do_what_the_package_does(alice: Agent, bob: Agent) -> None:
     package, short = ratchet.Ratchet.load(ours._ratchet.dump()), ratchet.Ratchet.load(ours._ratchet.dump())
     receiver, slow = (ratchet.Ratchet.load(theirs._ratchet.dump()) for _ in range(2))
     for number in range(5):
-        theirs_way = ratchet.now(package.encrypt_message(b"%d" % number, b"ad"))
+        theirs_way = ratchet_parts.now(package.encrypt_message(b"%d" % number, b"ad"))
         message = short.encrypt(b"%d" % number, b"ad")
         assert ratchet._HEADER.pack(*theirs_way.header) == message.header
         assert short.dump() == package.dump()
         assert receiver.decrypt(message, b"ad") == b"%d" % number
-        assert ratchet.now(slow.decrypt_message(theirs_way, b"ad")) == b"%d" % number
+        assert ratchet_parts.now(slow.decrypt_message(theirs_way, b"ad")) == b"%d" % number
         assert receiver.dump() == slow.dump()
 
 
@@ -356,3 +357,36 @@ def test_defect_3_a_bundle_with_a_low_order_point_is_refused(alice: Agent, bob: 
         with pytest.raises(HandshakeError) as refused:
             alice.sessions.start(bad, bob.name, b"hello")
         assert refused.value.reason == "low_order_point"
+
+
+def test_a_forged_message_costs_no_read_from_disk(
+    alice: Agent, bob: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = pair(alice, bob)
+    message = b"\x02" + ours.encrypt(b"good")
+    monkeypatch.setattr(Session, "load", refuse)
+    for at in (30, len(message) - 1):
+        with pytest.raises(ForgedError):
+            bob.sessions.open(flipped(message, at), sender=alice.name)
+    result = bob.sessions.open(message, sender=alice.name)
+    assert isinstance(result, Opened)
+    with pytest.raises(ReplayedError):
+        bob.sessions.open(message, sender=alice.name)
+
+
+def test_a_disk_that_fails_releases_nothing_and_the_message_can_be_read_later(
+    alice: Agent, bob: Agent
+) -> None:
+    ours, _ = pair(alice, bob)
+    message = b"\x02" + ours.encrypt(b"good")
+    before = bob.sessions.of(alice.name)[0].dump()
+    bob.store._database.execute("PRAGMA query_only = ON")
+    for work in (
+        lambda: bob.sessions.open(message, sender=alice.name),
+        lambda: bob.sessions.seal(alice.name, b"not released"),
+    ):
+        with pytest.raises(StoreError):
+            work()
+    assert bob.sessions.of(alice.name)[0].dump() == before
+    bob.store._database.execute("PRAGMA query_only = OFF")
+    assert isinstance(bob.sessions.open(message, sender=alice.name), Opened)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from kars_sdk.mesh import handshake, identity, padding, pq, primitives, ratchet
+from kars_sdk.mesh import handshake, identity, padding, pq, primitives, ratchet, ratchet_parts
 from kars_sdk.mesh import knock as knocks
 from kars_sdk.mesh.codec import Reader
 from kars_sdk.mesh.identity import IdentityKey
@@ -65,7 +65,7 @@ def test_the_published_file_is_what_the_generator_writes() -> None:
 def test_rfc_7748(private: str, public: str, secret: str) -> None:
     """Both implementations that a session uses: the ratchet's and the key agreement's."""
     key, peer = bytes.fromhex(private), bytes.fromhex(public)
-    assert ratchet._Hellman._perform_diffie_hellman(key, peer).hex() == secret
+    assert ratchet_parts.Hellman._perform_diffie_hellman(key, peer).hex() == secret
     assert xeddsa.x25519(key, peer).hex() == secret
 
 

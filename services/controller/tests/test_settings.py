@@ -23,6 +23,11 @@ def test_defaults_are_what_we_promise(monkeypatch: pytest.MonkeyPatch) -> None:
         "providers_file": None,
         "checkout_dir": None,
         "runtime_pydantic_ai": None,
+        "runtime_openai_agents": None,
+        "relay_endpoint": None,
+        "mesh_federation_file": None,
+        "mesh_federation_address": None,
+        "mesh_statement_key_days": 90,
         "byo_strict_mode": False,
         "drain_s": 5.0,
     }

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from kars.mesh.v1 import relay_pb2
+from kars_common.errors import UnavailableError
+from kars_common.spiffe import SpiffeId
+from kars_common.testing import MemoryAuthority
 from kars_relay.frames.writing import varint
 from kars_relay.mailbox import MailboxStore, NewRun, Reader, StoredRun
 from kars_relay.mailbox.jetstream import JetStreamMailboxes
@@ -260,3 +263,34 @@ async def test_another_replica_that_reads_a_mailbox_takes_it_over(nats: NatsServ
         await first.remove(CAROL)
         for store in (first, second):
             await store.close()
+
+
+async def test_a_nats_server_is_verified_and_gets_its_token_from_a_file(tmp_path: Path) -> None:
+    authority = MemoryAuthority()
+    svid = authority.issue(SpiffeId.service("kars.local", "nats"), dns_names=("localhost",))
+    for name, data in (
+        ("tls.crt", svid.certificate_chain_pem),
+        ("tls.key", svid.private_key_pem),
+        ("ca.crt", svid.trust_bundle_pem),
+        ("other.crt", MemoryAuthority().trust_bundle_pem),
+        ("token", b"open-sesame-1234\n"),
+        ("wrong", b"another\n"),
+    ):
+        (tmp_path / name).write_bytes(data)
+    tls = f'tls {{ cert_file: "{tmp_path}/tls.crt", key_file: "{tmp_path}/tls.key" }}'
+    extra = f'{tls}\nauthorization {{ token: "open-sesame-1234" }}'
+    with NatsServers(directory=tmp_path / "nats", extra=extra) as servers:
+        servers.start()
+        url = f"tls://localhost:{servers.ports[0]}"
+        store = JetStreamMailboxes(url, token_file=tmp_path / "token", ca_file=tmp_path / "ca.crt")
+        await store.open()
+        await store.ensure(BOB, 1)
+        assert await store.append([run(b"over TLS")]) == [[]]
+        await store.close()
+        for token, ca in (("wrong", "ca.crt"), ("token", "other.crt")):
+            with pytest.raises(UnavailableError) as refused:
+                await JetStreamMailboxes(
+                    url, token_file=tmp_path / token, ca_file=tmp_path / ca, start_s=1
+                ).open()
+            assert refused.value.reason == "store_unavailable"
+            assert "open-sesame" not in str(refused.value)

@@ -253,3 +253,23 @@ async def test_what_came_before_the_break_is_still_read() -> None:
     with pytest.raises(UpstreamError):
         await anext(chunks)
     assert peer.lost == 1
+
+
+async def test_an_answer_that_is_read_late_does_not_disturb_the_next_one() -> None:
+    peer = Peer()
+    first = peer.ask()
+    peer.send(WHOLE)
+    peer.ask()
+    peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n" + b"x" * (HIGH_WATER_BYTES + 1))
+    assert await outcome(first) == (200, b"hello, world")
+    await first.close()
+    assert peer.wire.reading == [True, False], "the second is still held back"
+    assert not peer.wire.closed
+
+
+async def test_a_connection_that_broke_before_the_request_was_told_nothing() -> None:
+    peer = Peer()
+    peer.hang_up()
+    with pytest.raises(UpstreamError) as raised:
+        peer.ask()
+    assert not raised.value.maybe_received

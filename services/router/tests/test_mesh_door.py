@@ -2,155 +2,101 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.mesh.v1 import identity_pb2, registry_pb2, relay_pb2
 from kars_common.errors import ConflictError, UnauthenticatedError
-from kars_common.testing import MemoryAuthority
 from kars_router.mesh.link import REGISTRY_METHODS
-from kars_router_testkit import FakeProvider, RouterProcess, bundle
-from kars_router_testkit.controller import FakeController
+from kars_router_testkit import bundle
 from kars_router_testkit.mesh_agent import MeshAgent, receipt
+from kars_router_testkit.mesh_bench import FRIEND, OTHER, OWN, STRANGER, WAIT_S, MeshBench
 from kars_router_testkit.policies import approval, capability, mesh_access
 from kars_router_testkit.relay import FakeRelay, gone
 
-OWN = "spiffe://kars.local/ns/team/sandbox/agent"
-FRIEND = "spiffe://kars.local/ns/team/sandbox/friend"
-OTHER = "spiffe://kars.local/ns/team/sandbox/other"
-STRANGER = "spiffe://kars.local/ns/evil/sandbox/stranger"
 SECRET = b"never to be seen in any log 8f1c"
-WAIT_S = 10
 
 
-class Bench:
-    """A router with its neighbours."""
-
-    def __init__(self, controller: FakeController, relay: FakeRelay, router: RouterProcess) -> None:
-        self.controller, self.relay, self.router = controller, relay, router
-        self.agent = MeshAgent(router)
-
-    async def attach(self) -> None:
-        await asyncio.to_thread(self.agent.attach)
-
-    async def send(self, *runs: tuple[str, list[bytes]]) -> Any:
-        return await asyncio.to_thread(self.agent.send, *runs)
-
-    async def next(self) -> relay_pb2.AttachResponse | None:
-        return await asyncio.to_thread(self.agent.next)
-
-    async def enforce(self, document: Any) -> None:
-        """Bring a policy into force."""
-        while not self.controller.heard.empty():
-            self.controller.heard.get_nowait()
-        self.controller.publish(document)
-        async with asyncio.timeout(WAIT_S):
-            while (await self.controller.heard.get()).ack.version != document.version:
-                pass
-
-    def payloads(self) -> list[bytes]:
-        return [e.payload for frame in self.relay.heard for s in frame.submissions for e in s.envelopes]
-
-
-@pytest.fixture
-async def bench(provider: FakeProvider, tmp_path: Path) -> AsyncIterator[Bench]:
-    authority = MemoryAuthority()
-    controller = FakeController(authority, Ed25519PrivateKey.generate())  # type: ignore[abstract]  # serves a part
-    relay = FakeRelay(authority)  # type: ignore[abstract]  # serves a part
-    await controller.start()
-    await relay.start()
-    router = RouterProcess(
-        directory=tmp_path,
-        providers=[("main", provider.base_url)],
-        policy=bundle(mesh=mesh_access(relay.endpoint, both=[FRIEND, OTHER])),
-        signer=controller.signer,
-        env=controller.write_files(tmp_path / "identity"),
-    )
-    router.prepare()
-    await asyncio.to_thread(router.start)
-    found = Bench(controller, relay, router)
-    yield found
-    await asyncio.to_thread(found.agent.hang_up)
-    await asyncio.to_thread(router.stop)
-    await relay.stop()
-    await controller.stop()
-
-
-async def test_envelopes_arrive_as_they_are_and_the_answer_says_what_became_of_each(bench: Bench) -> None:
-    bench.relay.refuse[OTHER] = relay_pb2.REFUSAL_REASON_RECIPIENT_FULL
-    await bench.attach()
-    answer = receipt(await bench.send((FRIEND, [SECRET, b"2"]), (OTHER, [b"3", b"4"]), (FRIEND, [b"5"])))
-    assert bench.payloads() == [SECRET, b"2", b"5", b"3", b"4"]
+async def test_envelopes_arrive_as_they_are_and_the_answer_says_what_became_of_each(
+    mesh_bench: MeshBench,
+) -> None:
+    mesh_bench.relay.refuse[OTHER] = relay_pb2.REFUSAL_REASON_RECIPIENT_FULL
+    await mesh_bench.attach()
+    answer = receipt(await mesh_bench.send((FRIEND, [SECRET, b"2"]), (OTHER, [b"3", b"4"]), (FRIEND, [b"5"])))
+    assert mesh_bench.payloads() == [SECRET, b"2", b"5", b"3", b"4"]
     assert answer.decided_through == 5
     assert [(r.number, r.reason) for r in answer.refusals] == [
         (3, relay_pb2.REFUSAL_REASON_RECIPIENT_FULL),
         (4, relay_pb2.REFUSAL_REASON_RECIPIENT_FULL),
     ]
-    bench.relay.deliver(FRIEND, b"hello", first_seq=7)
-    frame = await bench.next()
+    mesh_bench.relay.deliver(FRIEND, b"hello", first_seq=7)
+    frame = await mesh_bench.next()
     assert frame is not None
     assert (frame.deliveries[0].sender, frame.deliveries[0].first_seq) == (FRIEND, 7)
-    ack = await asyncio.to_thread(bench.agent.post, "ack", relay_pb2.AttachRequest(ack_through=7))
+    ack = await asyncio.to_thread(mesh_bench.agent.post, "ack", relay_pb2.AttachRequest(ack_through=7))
     assert ack.status == 204
-    assert await asyncio.wait_for(bench.relay.acked.get(), WAIT_S) == 7
+    assert await asyncio.wait_for(mesh_bench.relay.acked.get(), WAIT_S) == 7
 
 
-async def test_every_send_is_on_record_with_recipient_and_size_and_never_contents(bench: Bench) -> None:
-    await bench.attach()
-    receipt(await bench.send((FRIEND, [SECRET])))
-    bench.relay.deliver(FRIEND, SECRET)
-    assert await bench.next() is not None
-    settled = [r for r in bench.router.records("call.settled") if r.get("operation") == "send"]
+async def test_every_send_is_on_record_with_recipient_and_size_and_never_contents(
+    mesh_bench: MeshBench,
+) -> None:
+    await mesh_bench.attach()
+    receipt(await mesh_bench.send((FRIEND, [SECRET])))
+    mesh_bench.relay.deliver(FRIEND, SECRET)
+    assert await mesh_bench.next() is not None
+    settled = [r for r in mesh_bench.router.records("call.settled") if r.get("operation") == "send"]
     assert [(r["action"], r["peer"], r["bytes"], r["envelopes"], r["ending"]) for r in settled] == [
         (f"mesh:send:{FRIEND}", FRIEND, len(SECRET), 1, "completed")
     ]
-    (delivered,) = bench.router.records("mesh.delivered")
+    (delivered,) = mesh_bench.router.records("mesh.delivered")
     assert (delivered["peer"], delivered["bytes"]) == (FRIEND, len(SECRET))
-    everything = b"".join(path.read_bytes() for path in bench.router.directory.rglob("*") if path.is_file())
+    everything = b"".join(
+        path.read_bytes() for path in mesh_bench.router.directory.rglob("*") if path.is_file()
+    )
     assert SECRET not in everything
     assert SECRET.hex().encode() not in everything
-    assert bench.router.verified()
+    assert mesh_bench.router.verified()
 
 
-async def test_without_an_edge_nothing_leaves_and_the_relay_hears_nothing(bench: Bench) -> None:
-    await bench.attach()
-    answer = await bench.send((STRANGER, [b"x"]))
+async def test_without_an_edge_nothing_leaves_and_the_relay_hears_nothing(mesh_bench: MeshBench) -> None:
+    await mesh_bench.attach()
+    answer = await mesh_bench.send((STRANGER, [b"x"]))
     assert (answer.status, answer.code) == (403, "edge_forbidden")
-    assert bench.payloads() == []
-    mixed = receipt(await bench.send((STRANGER, [b"x"]), (FRIEND, [b"y"])))
+    assert mesh_bench.payloads() == []
+    mixed = receipt(await mesh_bench.send((STRANGER, [b"x"]), (FRIEND, [b"y"])))
     assert [(r.number, r.reason) for r in mixed.refusals] == [(1, relay_pb2.REFUSAL_REASON_EDGE_FORBIDDEN)]
-    assert bench.payloads() == [b"y"]
-    denied = [r["peer"] for r in bench.router.records("call.denied") if r["reason"] == "edge_forbidden"]
+    assert mesh_bench.payloads() == [b"y"]
+    denied = [r["peer"] for r in mesh_bench.router.records("call.denied") if r["reason"] == "edge_forbidden"]
     assert denied == [STRANGER, STRANGER]
 
 
-async def test_a_revoked_edge_stops_the_next_message_in_both_directions(bench: Bench) -> None:
-    await bench.attach()
-    receipt(await bench.send((FRIEND, [b"1"])))
-    await bench.enforce(bundle(version=2, mesh=mesh_access(bench.relay.endpoint, both=[OTHER])))
-    answer = await bench.send((FRIEND, [b"2"]))
+async def test_a_revoked_edge_stops_the_next_message_in_both_directions(mesh_bench: MeshBench) -> None:
+    await mesh_bench.attach()
+    receipt(await mesh_bench.send((FRIEND, [b"1"])))
+    await mesh_bench.enforce(bundle(version=2, mesh=mesh_access(mesh_bench.relay.endpoint, both=[OTHER])))
+    answer = await mesh_bench.send((FRIEND, [b"2"]))
     assert (answer.status, answer.code) == (403, "edge_forbidden")
-    bench.relay.deliver(FRIEND, b"late", first_seq=1)
-    bench.relay.deliver(OTHER, b"fine", first_seq=2)
-    frame = await bench.next()
+    mesh_bench.relay.deliver(FRIEND, b"late", first_seq=1)
+    mesh_bench.relay.deliver(OTHER, b"fine", first_seq=2)
+    frame = await mesh_bench.next()
     assert frame is not None
     assert [(d.sender, d.first_seq) for d in frame.deliveries] == [(OTHER, 2)]
     # The agent cannot know of what it never got; the router forgets it in its place.
-    assert await asyncio.wait_for(bench.relay.acked.get(), WAIT_S) == 1
-    (refused,) = bench.router.records("mesh.delivery_refused")
+    assert await asyncio.wait_for(mesh_bench.relay.acked.get(), WAIT_S) == 1
+    (refused,) = mesh_bench.router.records("mesh.delivery_refused")
     assert (refused["peer"], refused["reason"]) == (FRIEND, "edge_forbidden")
 
 
-async def test_an_edge_that_ends_ends_by_itself(bench: Bench) -> None:
-    access = mesh_access(bench.relay.endpoint, both=[FRIEND])
+async def test_an_edge_that_ends_ends_by_itself(mesh_bench: MeshBench) -> None:
+    access = mesh_access(mesh_bench.relay.endpoint, both=[FRIEND])
     for edge in access["edges"]:
         edge["notAfter"] = "2020-01-01T00:00:00Z"
-    await bench.enforce(bundle(version=2, mesh=access))
-    await bench.attach()
-    assert (await bench.send((FRIEND, [b"1"]))).code == "edge_forbidden"
+    await mesh_bench.enforce(bundle(version=2, mesh=access))
+    await mesh_bench.attach()
+    assert (await mesh_bench.send((FRIEND, [b"1"]))).code == "edge_forbidden"
 
 
 @pytest.mark.parametrize(
@@ -172,64 +118,68 @@ async def test_an_edge_that_ends_ends_by_itself(bench: Bench) -> None:
     ],
 )
 async def test_rules_of_a_tool_policy_govern_mesh_messages_as_they_govern_tools(
-    bench: Bench, rules: list[dict[str, Any]], code: str
+    mesh_bench: MeshBench, rules: list[dict[str, Any]], code: str
 ) -> None:
-    await bench.attach()
-    receipt(await bench.send((FRIEND, [b"0"])))
-    await bench.enforce(bundle(version=2, rules=rules, mesh=mesh_access(bench.relay.endpoint, both=[FRIEND])))
-    sending = asyncio.create_task(bench.send((FRIEND, [b"1"])))
+    await mesh_bench.attach()
+    receipt(await mesh_bench.send((FRIEND, [b"0"])))
+    await mesh_bench.enforce(
+        bundle(version=2, rules=rules, mesh=mesh_access(mesh_bench.relay.endpoint, both=[FRIEND]))
+    )
+    sending = asyncio.create_task(mesh_bench.send((FRIEND, [b"1"])))
     if code == "approval_expired":
-        pending = await asyncio.wait_for(bench.controller.pending(), WAIT_S)
+        pending = await asyncio.wait_for(mesh_bench.controller.pending(), WAIT_S)
         assert pending.action == f"mesh:send:{FRIEND}"
-        assert bench.payloads() == [b"0"]
-        bench.controller.decide(pending, grant=False)
+        assert mesh_bench.payloads() == [b"0"]
+        mesh_bench.controller.decide(pending, grant=False)
         assert (await sending).code == "approval_denied"
     elif code == "rate_limit_exceeded":
         receipt(await sending)
-        assert (await bench.send((FRIEND, [b"2"]))).code == code
+        assert (await mesh_bench.send((FRIEND, [b"2"]))).code == code
     else:
         assert (await sending).code == code
-    assert b"2" not in bench.payloads()
+    assert b"2" not in mesh_bench.payloads()
 
 
-async def test_a_sandbox_without_a_part_in_the_mesh_has_none_of_its_routes(bench: Bench) -> None:
-    await bench.enforce(bundle(version=2))
-    assert await asyncio.to_thread(bench.agent.open) == 403
+async def test_a_sandbox_without_a_part_in_the_mesh_has_none_of_its_routes(mesh_bench: MeshBench) -> None:
+    await mesh_bench.enforce(bundle(version=2))
+    assert await asyncio.to_thread(mesh_bench.agent.open) == 403
     for name, message in (
         ("submit", relay_pb2.AttachRequest(connect=relay_pb2.Connect(peer=OWN))),
         ("identity", identity_pb2.IssueStatementRequest(possession_proof=b"x")),
         ("registry/Lookup", registry_pb2.LookupRequest(peer=FRIEND)),
     ):
-        answer = await asyncio.to_thread(bench.agent.post, name, message)
+        answer = await asyncio.to_thread(mesh_bench.agent.post, name, message)
         assert (answer.status, answer.code) == (403, "mesh_not_allowed"), name
-    assert bench.relay.lookups == []
-    policy = await asyncio.to_thread(bench.router.request, "GET", "/mesh/v1/policy")
+    assert mesh_bench.relay.lookups == []
+    policy = await asyncio.to_thread(mesh_bench.router.request, "GET", "/mesh/v1/policy")
     assert policy.json == {"requireEdge": True, "edges": []}
 
 
-async def test_when_the_relay_goes_the_router_comes_back_and_the_agent_connects_again(bench: Bench) -> None:
-    await bench.attach()
+async def test_when_the_relay_goes_the_router_comes_back_and_the_agent_connects_again(
+    mesh_bench: MeshBench,
+) -> None:
+    await mesh_bench.attach()
     for _ in range(3):
-        bench.relay.say(gone())
-        hello = await bench.next()
+        mesh_bench.relay.say(gone())
+        hello = await mesh_bench.next()
         assert hello is not None
         assert hello.HasField("hello")
-        answer = await bench.send((FRIEND, [b"x"]))
+        answer = await mesh_bench.send((FRIEND, [b"x"]))
         assert (answer.status, answer.code) == (503, "mesh_not_attached")
-        assert (await asyncio.to_thread(bench.agent.connect)).status == 200
-        receipt(await bench.send((FRIEND, [b"y"])))
+        assert (await asyncio.to_thread(mesh_bench.agent.connect)).status == 200
+        receipt(await mesh_bench.send((FRIEND, [b"y"])))
 
 
 async def test_a_receipt_that_was_lost_is_no_success_and_the_same_envelopes_may_come_again(
-    bench: Bench,
+    mesh_bench: MeshBench,
 ) -> None:
-    await bench.attach()
-    bench.relay.silent = True
-    sending = asyncio.create_task(bench.send((FRIEND, [b"once"])))
+    await mesh_bench.attach()
+    mesh_bench.relay.silent = True
+    sending = asyncio.create_task(mesh_bench.send((FRIEND, [b"once"])))
     async with asyncio.timeout(WAIT_S):
-        while b"once" not in bench.payloads():
+        while b"once" not in mesh_bench.payloads():
             await asyncio.sleep(0.01)
-    bench.relay.say(gone())
+    mesh_bench.relay.say(gone())
     answer = await sending
     assert (answer.status, answer.code) == (503, "mesh_not_attached")
     assert "submit the same envelopes again" in answer.json["error"]["message"]
@@ -243,33 +193,33 @@ async def test_a_receipt_that_was_lost_is_no_success_and_the_same_envelopes_may_
     ],
 )
 async def test_mesh_03_an_end_for_good_is_passed_on_and_not_tried_again(
-    bench: Bench, end: Any, code: str
+    mesh_bench: MeshBench, end: Any, code: str
 ) -> None:
-    await bench.attach()
-    bench.relay.say(end)
-    assert await bench.next() is None
-    status = await asyncio.to_thread(bench.agent.status)
+    await mesh_bench.attach()
+    mesh_bench.relay.say(end)
+    assert await mesh_bench.next() is None
+    status = await asyncio.to_thread(mesh_bench.agent.status)
     assert status["state"] == "detached"
     assert (status["lastEnd"]["reason"], status["lastEnd"]["closeCode"]) == (end.reason, code)
-    assert bench.relay.connected.qsize() == 1
+    assert mesh_bench.relay.connected.qsize() == 1
 
 
-async def test_a_refused_connect_says_the_relays_reason(bench: Bench) -> None:
-    bench.relay.refuse_connect = UnauthenticatedError(
+async def test_a_refused_connect_says_the_relays_reason(mesh_bench: MeshBench) -> None:
+    mesh_bench.relay.refuse_connect = UnauthenticatedError(
         "connect_proof_invalid", "wrong key", {"close_code": "4005"}
     )
-    assert await asyncio.to_thread(bench.agent.open) == 200
-    await bench.next()
-    answer = await asyncio.to_thread(bench.agent.connect)
+    assert await asyncio.to_thread(mesh_bench.agent.open) == 200
+    await mesh_bench.next()
+    answer = await asyncio.to_thread(mesh_bench.agent.connect)
     assert (answer.status, answer.code) == (401, "connect_proof_invalid")
 
 
-async def test_a_newer_reader_takes_over(bench: Bench) -> None:
-    await bench.attach()
-    second = MeshAgent(bench.router)
+async def test_a_newer_reader_takes_over(mesh_bench: MeshBench) -> None:
+    await mesh_bench.attach()
+    second = MeshAgent(mesh_bench.router)
     await asyncio.to_thread(second.attach)
-    assert await bench.next() is None
-    bench.relay.deliver(FRIEND, b"for the second")
+    assert await mesh_bench.next() is None
+    mesh_bench.relay.deliver(FRIEND, b"for the second")
     frame = await asyncio.to_thread(second.next)
     assert frame is not None
     assert frame.deliveries
@@ -277,16 +227,16 @@ async def test_a_newer_reader_takes_over(bench: Bench) -> None:
 
 
 async def test_router_register_37_registry_calls_are_the_doors_own_and_unreadable_ones_are_refused(
-    bench: Bench,
+    mesh_bench: MeshBench,
 ) -> None:
     def post(name: str, message: Any) -> Any:
-        return bench.agent.post(name, message)
+        return mesh_bench.agent.post(name, message)
 
     known = await asyncio.to_thread(post, "registry/Lookup", registry_pb2.LookupRequest(peer=FRIEND))
     assert registry_pb2.LookupResponse.FromString(known.body).edge_score == 700
     unknown = await asyncio.to_thread(post, "registry/Lookup", registry_pb2.LookupRequest(peer=STRANGER))
     assert (unknown.status, unknown.code) == (404, "peer_not_found")
-    actions = {r.get("action") for r in bench.router.records("call.settled")}
+    actions = {r.get("action") for r in mesh_bench.router.records("call.settled")}
     assert f"mesh:registry:Lookup:{FRIEND}" in actions
     stated = await asyncio.to_thread(
         post, "identity", identity_pb2.IssueStatementRequest(identity_key=b"K", possession_proof=b"p")
@@ -295,27 +245,27 @@ async def test_router_register_37_registry_calls_are_the_doors_own_and_unreadabl
     assert statement == OWN.encode() + b" K"
     refused = await asyncio.to_thread(post, "identity", identity_pb2.IssueStatementRequest(identity_key=b"K"))
     assert (refused.status, refused.code) == (401, "possession_proof_invalid")
-    assert set(bench.relay.callers) == {OWN}
+    assert set(mesh_bench.relay.callers) == {OWN}
     for method in REGISTRY_METHODS:
         odd = await asyncio.to_thread(post, f"registry/{method}", b"\x0a\xff")
         assert (odd.status, odd.code) == (400, "frame_malformed"), method
 
 
-async def test_the_trust_policy_is_the_signed_one(bench: Bench) -> None:
-    answer = await asyncio.to_thread(bench.router.request, "GET", "/mesh/v1/policy")
+async def test_the_trust_policy_is_the_signed_one(mesh_bench: MeshBench) -> None:
+    answer = await asyncio.to_thread(mesh_bench.router.request, "GET", "/mesh/v1/policy")
     assert answer.json["threshold"] == 500
     assert {"from": FRIEND, "to": OWN, "score": 700} in answer.json["edges"]
     json.dumps(answer.json)
 
 
-async def test_a_relay_that_is_not_the_relay_gets_no_frame(bench: Bench, tmp_path: Path) -> None:
-    impostor = FakeRelay(bench.controller.authority)  # type: ignore[abstract]  # serves a part
-    service: Callable[[str], Any] = bench.controller.authority.service
+async def test_a_relay_that_is_not_the_relay_gets_no_frame(mesh_bench: MeshBench, tmp_path: Path) -> None:
+    impostor = FakeRelay(mesh_bench.controller.authority)  # type: ignore[abstract]  # serves a part
+    service: Callable[[str], Any] = mesh_bench.controller.authority.service
     impostor.authority = type("Other", (), {"service": staticmethod(lambda _name: service("egress"))})()
     await impostor.start()
-    await bench.enforce(bundle(version=2, mesh=mesh_access(impostor.endpoint, both=[FRIEND])))
+    await mesh_bench.enforce(bundle(version=2, mesh=mesh_access(impostor.endpoint, both=[FRIEND])))
     answer = await asyncio.to_thread(
-        bench.agent.post, "registry/Lookup", registry_pb2.LookupRequest(peer=FRIEND)
+        mesh_bench.agent.post, "registry/Lookup", registry_pb2.LookupRequest(peer=FRIEND)
     )
     assert answer.status == 503
     assert impostor.lookups == []
@@ -361,9 +311,9 @@ MALFORMED = [
 ]
 
 
-async def test_mesh_18_malformed_frames_are_refused_and_harm_nothing(bench: Bench) -> None:
+async def test_mesh_18_malformed_frames_are_refused_and_harm_nothing(mesh_bench: MeshBench) -> None:
     for name, body, status, code in MALFORMED:
-        answer = await asyncio.to_thread(bench.agent.post, name, body)
+        answer = await asyncio.to_thread(mesh_bench.agent.post, name, body)
         assert (answer.status, answer.code) == (status, code), (name, body[:16])
-    await bench.attach()
-    receipt(await bench.send((FRIEND, [b"fine"])))
+    await mesh_bench.attach()
+    receipt(await mesh_bench.send((FRIEND, [b"fine"])))

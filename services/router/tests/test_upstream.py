@@ -322,3 +322,18 @@ async def test_a_peer_that_never_shakes_hands_was_told_nothing(client: Client) -
             await whole(client(connect_timeout_s=0.2), f"https://127.0.0.1:{port}/")
         assert raised.value.timed_out
         assert not raised.value.maybe_received
+
+
+async def test_a_peer_that_hangs_up_at_once_is_an_error_and_leaves_nothing_to_wait_for(
+    client: Client,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with serving(serve) as (_, port):
+        upstream = client()
+        for _ in range(20):
+            with pytest.raises(UpstreamError):
+                await whole(upstream, f"http://127.0.0.1:{port}/")
+        async with asyncio.timeout(5):
+            await upstream.close()

@@ -198,6 +198,7 @@ async def paced(
     """Send single envelopes at an even pace and time each from before its write until it is read."""
     tally = Tally(seconds=seconds)
     sent_at: dict[bytes, float] = {}
+    arrived = [0]
     writing = {id(stream): asyncio.Lock() for stream in streams}  # gRPC takes one write at a time
 
     async def read(stream: PeerStream) -> None:
@@ -205,6 +206,7 @@ async def paced(
             now = time.perf_counter()
             response = relay_pb2.AttachResponse.FromString(frame)
             last = 0
+            arrived[0] += len(response.deliveries)
             for run in response.deliveries:
                 last = run.first_seq + len(run.envelopes) - 1
                 for envelope in run.envelopes:
@@ -219,6 +221,10 @@ async def paced(
     tasks = [asyncio.create_task(read(stream)) for stream in streams]
     payload = os.urandom(payload_bytes)
     loop = asyncio.get_running_loop()
+    seen = -1
+    while seen != arrived[0]:  # what an earlier window left unacknowledged is delivered first
+        seen = arrived[0]
+        await asyncio.sleep(0.5)
     begun = loop.time()
     for number in range(int(per_s * seconds)):
         await asyncio.sleep(max(0.0, begun + number / per_s - loop.time()))

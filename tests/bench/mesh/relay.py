@@ -10,6 +10,7 @@ where a frame costs next to nothing.
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import ssl
@@ -110,6 +111,7 @@ def measure(rounds: int, *, seconds: float = SECONDS, idle: int = IDLE_CONNECTIO
 
 async def _measure(rounds: int, seconds: float, idle: int) -> Bench:
     _raise_file_limit()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # uvloop warns at the end of every TLS connection
     bench = Bench()
     (ROOT / "build" / "bench").mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))

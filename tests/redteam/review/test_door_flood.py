@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kars_common import processes
 from kars_router.api.protocol import MAX_CONNECTIONS
 from kars_router_testkit import FakeProvider, RouterProcess
 
@@ -24,6 +25,7 @@ def resident_mib(router: RouterProcess) -> int:
 @contextlib.contextmanager
 def connections(router: RouterProcess, count: int) -> Iterator[list[socket.socket]]:
     """Open connections, closed afterwards."""
+    processes.raise_open_files()  # ours: a shell hands down fewer than the flood needs
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(socket.create_connection(("127.0.0.1", router.port), timeout=DEADLINE_S))

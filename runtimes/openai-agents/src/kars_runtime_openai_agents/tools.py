@@ -3,8 +3,7 @@
 from typing import Any
 
 from agents.mcp import MCPServerStdio
-from kars_sdk.mcp.client import parameters
-from mcp import types
+from kars_sdk.mcp.client import parameters, text_of
 
 _CALL_S = 700.0
 """Longer than the longest wait that a tool offers."""
@@ -22,6 +21,9 @@ def tool_server() -> MCPServerStdio:
 
 
 async def call(server: MCPServerStdio, name: str, arguments: dict[str, Any]) -> str:
-    """Call a tool and return its text."""
-    result = await server.call_tool(name, arguments)
-    return "\n".join(part.text for part in result.content if isinstance(part, types.TextContent))
+    """Call a tool and return its text.
+
+    Raises:
+        ToolFailedError: the server says that the call failed.
+    """
+    return text_of(await server.call_tool(name, arguments))

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kars_sdk.mcp.client import ToolProcess
+from kars_sdk.mcp.client import ToolFailedError, ToolProcess
 from pydantic_ai import Tool
 from pydantic_ai.toolsets import FunctionToolset
 
@@ -24,6 +24,9 @@ def toolset(process: ToolProcess) -> FunctionToolset[Any]:
 
 def _caller(process: ToolProcess, name: str) -> Callable[..., Awaitable[str]]:
     async def call(**arguments: Any) -> str:  # noqa: ANN401 - as the tool's schema has them
-        return await process.call(name, arguments)
+        try:
+            return await process.call(name, arguments)
+        except ToolFailedError as exc:
+            return str(exc)  # for the model, which may try something else
 
     return call

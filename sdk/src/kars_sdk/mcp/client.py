@@ -21,6 +21,10 @@ def parameters() -> StdioServerParameters:
     return StdioServerParameters(command=sys.executable, args=["-m", MODULE], env=dict(os.environ))
 
 
+class ToolFailedError(Exception):
+    """A tool call failed; the text is the server's, for whoever called."""
+
+
 class ToolProcess:
     """A running tool server. Use `open_tools`."""
 
@@ -29,9 +33,24 @@ class ToolProcess:
         self.tools = tuple(tools)
 
     async def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """Call a tool and return its text."""
-        result = await self._session.call_tool(name, arguments, read_timeout_seconds=_CALL_S)
-        return "\n".join(part.text for part in result.content if isinstance(part, types.TextContent))
+        """Call a tool and return its text.
+
+        Raises:
+            ToolFailedError: the server says that the call failed.
+        """
+        return text_of(await self._session.call_tool(name, arguments, read_timeout_seconds=_CALL_S))
+
+
+def text_of(result: types.CallToolResult) -> str:
+    """Return the text of a result.
+
+    Raises:
+        ToolFailedError: the server says that the call failed.
+    """
+    text = "\n".join(part.text for part in result.content if isinstance(part, types.TextContent))
+    if result.is_error:
+        raise ToolFailedError(text)
+    return text
 
 
 @asynccontextmanager

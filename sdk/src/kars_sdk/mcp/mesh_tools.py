@@ -60,8 +60,9 @@ class _MeshTools:
         ],
     ) -> str:
         """Find agents that you may write to."""
-        found = await self._agent.roster()
         text = query.strip().lower()
+        roster = await self._agent.roster()
+        found = [each for each in roster if not text or text in each.peer or text in each.capabilities]
         peers = [
             {
                 "name": str(each.peer),
@@ -69,10 +70,9 @@ class _MeshTools:
                 "reputation": each.reputation,
                 "presence": await self._agent.client.directory.presence(each.peer),
             }
-            for each in found
-            if not text or text in each.peer or text in each.capabilities
+            for each in found[:MAX_LISTED]
         ]
-        return _answer(agents=peers[:MAX_LISTED])
+        return _answer(agents=peers, left_out=max(0, len(found) - MAX_LISTED))
 
     async def send(
         self,

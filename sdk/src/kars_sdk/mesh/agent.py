@@ -17,7 +17,7 @@ from typing import Self
 from kars_sdk.mesh import files, groups, payloads, transfers
 from kars_sdk.mesh.client import MeshClient, Sent
 from kars_sdk.mesh.directory import Directory, PeerInfo
-from kars_sdk.mesh.errors import IdentityError, MeshError, PayloadError
+from kars_sdk.mesh.errors import IdentityError, MeshError, PayloadError, StoreError
 from kars_sdk.mesh.groups import Group, Groups
 from kars_sdk.mesh.inbox import Message
 from kars_sdk.mesh.names import PeerName, peer_name, short_name
@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 FILE = "file"
 """Kind of the message that tells the application of a file that is whole."""
 
+_NUDGE_EVERY_S = 30.0
+_FULL_WAIT_S = 0.2
 _GROUP_PATIENCE_S = 60.0
 """How long a message waits for the owner's word about its group."""
 
@@ -165,7 +167,12 @@ class MeshAgent:
         """Return unread letters that are wanted, oldest first; waits for the first of them.
 
         They stay unread until `mark_read`.
+
+        Raises:
+            MeshError: the agent has stopped for good, and why.
         """
+        if self._task is not None and self._task.done():
+            self._task.result()
         found: list[Letter] = []
 
         def is_wanted(message: Message) -> bool:
@@ -202,7 +209,14 @@ class MeshAgent:
             return None
 
     async def _post(self, peer: PeerName, kind: str, body: bytes) -> Sent:
-        return await self.client.send(peer, kind, body)
+        """Send for a transfer or a group; where the outbox is full, wait until peers have acknowledged."""
+        while True:
+            try:
+                return await self.client.send(peer, kind, body)
+            except PayloadError as exc:
+                if exc.reason != "outbox_full":
+                    raise
+            await asyncio.sleep(_FULL_WAIT_S)
 
     async def _tell(self, group: Group, peers: Iterable[PeerName]) -> None:
         for peer in sorted(set(peers) - {self.name}):
@@ -212,11 +226,14 @@ class MeshAgent:
         """Handle transfers and group changes in order; forget each after it was handled."""
         await self.transfers.resume()
         while True:
-            for message in await self.client.inbox.wait(self._is_ours, 3600):
+            await self.transfers.nudge()
+            for message in await self.client.inbox.wait(self._is_ours, _NUDGE_EVERY_S):
                 if not self._is_ours(message):
                     continue  # what was handled just before made it readable
                 try:
                     await self._handle(message)
+                except StoreError:
+                    raise
                 except MeshError as exc:
                     _LOG.info("mesh: a message of kind %s was refused: %s", message.kind, exc.reason)
                 await self.client.inbox.mark_read([message])

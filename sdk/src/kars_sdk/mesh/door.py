@@ -62,10 +62,7 @@ class Door:
 
     async def policy(self) -> bytes:
         """Return the trust policy in force, as `TrustPolicy.from_json` reads it."""
-        try:
-            answer = await self._http.get("/mesh/v1/policy")
-        except httpx2.HTTPError as exc:
-            raise _unreachable(exc) from exc
+        answer = await self._bounded(self._http.build_request("GET", "/mesh/v1/policy"))
         if answer.status_code != 200:
             raise _refused(answer)
         return answer.content
@@ -91,9 +88,9 @@ class Door:
     async def last_end(self) -> TransportError:
         """Return why the router ended `deliver`."""
         try:
-            answer = await self._http.get("/mesh/v1/status")
+            answer = await self._bounded(self._http.build_request("GET", "/mesh/v1/status"))
             end = answer.json().get("lastEnd") or {} if answer.status_code == 200 else {}
-        except (httpx2.HTTPError, ValueError, AttributeError):
+        except (TransportError, ValueError, AttributeError):
             end = {}
         reason = str(end.get("reason") or "deliver_ended")[:64]
         message = str(end.get("message") or "the router ended the delivery")[:256]
@@ -117,18 +114,36 @@ class Door:
             raise TransportError("answer_malformed", f"{path} answered with something else") from exc
 
     async def _send(self, path: str, request: Message, timeout_s: float) -> httpx2.Response:
-        try:
-            answer = await self._http.post(
-                path,
-                content=request.SerializeToString(),
-                headers={"content-type": _PROTOBUF},
-                timeout=timeout_s,
-            )
-        except httpx2.HTTPError as exc:
-            raise _unreachable(exc) from exc
+        outgoing = self._http.build_request(
+            "POST",
+            path,
+            content=request.SerializeToString(),
+            headers={"content-type": _PROTOBUF},
+            timeout=timeout_s,
+        )
+        answer = await self._bounded(outgoing)
         if answer.status_code not in {200, 204}:
             raise _refused(answer)
         return answer
+
+    async def _bounded(self, outgoing: httpx2.Request) -> httpx2.Response:
+        """Read an answer whole, up to a frame's size."""
+        try:
+            answer = await self._http.send(outgoing, stream=True)
+            try:
+                content = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    content += chunk
+                    if len(content) > MAX_FRAME_BYTES:
+                        raise TransportError(
+                            "answer_too_large", f"an answer has over {MAX_FRAME_BYTES} bytes"
+                        )
+            finally:
+                await answer.aclose()
+        except httpx2.HTTPError as exc:
+            raise _unreachable(exc) from exc
+        headers = {"retry-after": answer.headers.get("retry-after", "")}
+        return httpx2.Response(answer.status_code, headers=headers, content=bytes(content))
 
 
 class DoorLink:

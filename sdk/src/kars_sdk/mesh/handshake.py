@@ -22,7 +22,7 @@ from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.knock import Handshake, Knock
 from kars_sdk.mesh.names import PeerName
 from kars_sdk.mesh.prekeys import PrivatePrekeys
-from kars_sdk.mesh.ratchet import now as run_now
+from kars_sdk.mesh.ratchet_parts import now as run_now
 from kars_sdk.mesh.session import SessionKeys
 from kars_sdk.mesh.statements import SignedStatement, Statement
 

@@ -16,12 +16,14 @@ from kars_sdk.mesh.frames import Data
 from kars_sdk.mesh.names import PeerName, peer_name
 from kars_sdk.mesh.store import Store
 
-MAX_UNREAD = 5000
-MAX_HELD = 64
+MAX_UNREAD, MAX_UNREAD_BYTES = 5000, 128 * 1024 * 1024
+MAX_HELD, MAX_HELD_BYTES = 64, 8 * 1024 * 1024
+MAX_STREAMS = 8
+"""Streams of one peer that are remembered; the oldest is forgotten with what it holds."""
 GAP_PATIENCE_S = 30.0
 MAX_MISSING = 512
 KEPT_READ = 100
-_MESSAGE, _ORDER, _HELD, _NEXT = "inbox", "order", "held", "inbox.next"
+_MESSAGE, _ORDER, _HELD, _NEXT, _STREAMS = "inbox", "order", "held", "inbox.next", "streams"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +51,20 @@ class _Order:
 
     expected: int
     missing: set[int]
-    held: dict[int, float]
+    held: dict[int, tuple[float, int]]
+    """Since when each early message waits, and its size."""
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(size for _, size in self.held.values())
 
     def dump(self) -> bytes:
         writer = Writer().u64(self.expected).u32(len(self.missing))
         for number in sorted(self.missing):
             writer.u64(number)
         writer.u32(len(self.held))
-        for number, since in self.held.items():
-            writer.u64(number).u64(int(since))
+        for number, (since, size) in self.held.items():
+            writer.u64(number).u64(int(since)).u32(size)
         return writer.bytes()
 
     @classmethod
@@ -67,7 +74,8 @@ class _Order:
         reader = Reader(record, what="order record", max_bytes=64 * 1024)
         expected = reader.u64()
         missing = {reader.u64() for _ in range(reader.u32())}
-        return cls(expected, missing, {reader.u64(): float(reader.u64()) for _ in range(reader.u32())})
+        held = {reader.u64(): (float(reader.u64()), reader.u32()) for _ in range(reader.u32())}
+        return cls(expected, missing, held)
 
 
 class Inbox:
@@ -83,17 +91,21 @@ class Inbox:
         for name, record in store.items(_MESSAGE):
             message = _load(int.from_bytes(name, "big"), record)
             self._unread[message.number] = message
+        self._unread_bytes = sum(len(message.body) for message in self._unread.values())
         self._next = int.from_bytes(store.get(_NEXT, b"") or b"", "big") + 1
 
     @property
     def full(self) -> bool:
         """Whether nothing more is taken from the relay until the application reads."""
-        return len(self._unread) >= MAX_UNREAD
+        return len(self._unread) >= MAX_UNREAD or self._unread_bytes >= MAX_UNREAD_BYTES
 
     def accept(self, peer: PeerName, data: Data) -> list[Message]:
         """Take in a message; inside a transaction. Returns what may be read now, for `release`."""
         key = peer.encode() + b"\0" + data.stream
-        order = _Order.load(self._store.get(_ORDER, key))
+        record = self._store.get(_ORDER, key)
+        if record is None:
+            self._new_stream(peer, data.stream)
+        order = _Order.load(record)
         if data.number in order.missing:
             order.missing.discard(data.number)
             self._store.put(_ORDER, key, order.dump())
@@ -104,9 +116,10 @@ class Inbox:
             if data.number - order.expected > MAX_MISSING:
                 return self._restart(key, order, peer, data)
             self._store.put(_HELD, key + data.number.to_bytes(8, "big"), frames.encode(data))
-            order.held[data.number] = self._clock()
+            order.held[data.number] = (self._clock(), len(data.body))
             self._waiting.add(key)
-            return self._advance(key, peer, order, force=len(order.held) > MAX_HELD)
+            too_much = len(order.held) > MAX_HELD or order.held_bytes > MAX_HELD_BYTES
+            return self._advance(key, peer, order, force=too_much)
         order.expected += 1
         released = [self._keep(peer, data)]
         return released + self._advance(key, peer, order, force=False)
@@ -122,7 +135,7 @@ class Inbox:
         released: list[Message] = []
         for key in list(self._waiting):
             order = _Order.load(self._store.get(_ORDER, key))
-            if order.held and self._clock() - min(order.held.values()) >= GAP_PATIENCE_S:
+            if order.held and self._clock() - min(order.held.values())[0] >= GAP_PATIENCE_S:
                 peer = peer_name(key[: -1 - frames.STREAM_BYTES].decode())
                 released += self._advance(key, peer, order, force=True)
         return released
@@ -133,6 +146,7 @@ class Inbox:
             async with self._changed:
                 for message in messages:
                     self._unread[message.number] = message
+                    self._unread_bytes += len(message.body)
                 self._changed.notify_all()
 
     async def wait(self, wanted: Callable[[Message], bool], timeout_s: float) -> list[Message]:
@@ -165,8 +179,22 @@ class Inbox:
         async with self._changed:
             for message in messages:
                 if self._unread.pop(message.number, None) is not None:
+                    self._unread_bytes -= len(message.body)
                     self._read.append(message)
             self._changed.notify_all()
+
+    def _new_stream(self, peer: PeerName, stream: bytes) -> None:
+        """Remember one more stream of a peer. A peer that begins ever new ones fills no disk."""
+        record = self._store.get(_STREAMS, peer.encode()) or b""
+        streams = [record[at : at + frames.STREAM_BYTES] for at in range(0, len(record), frames.STREAM_BYTES)]
+        while len(streams) >= MAX_STREAMS:
+            key = peer.encode() + b"\0" + streams.pop(0)
+            for number in _Order.load(self._store.get(_ORDER, key)).held:
+                self._store.delete(_HELD, key + number.to_bytes(8, "big"))
+            self._store.delete(_ORDER, key)
+            self._waiting.discard(key)
+        self._store.put(_STREAMS, peer.encode(), b"".join([*streams, stream]))
+        self._store.put(_ORDER, peer.encode() + b"\0" + stream, _Order(0, set(), {}).dump())
 
     def _advance(self, key: bytes, peer: PeerName, order: _Order, *, force: bool) -> list[Message]:
         released: list[Message] = []

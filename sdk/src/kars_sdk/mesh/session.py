@@ -24,7 +24,8 @@ from kars_sdk.mesh.codec import Reader, Writer
 from kars_sdk.mesh.errors import CloneSuspectedError, ForgedError, MalformedError, ReplayedError
 from kars_sdk.mesh.names import PeerName, peer_name
 from kars_sdk.mesh.pq import PostQuantumRatchet
-from kars_sdk.mesh.ratchet import HEADER_BYTES, NONCE_BYTES, TAG_BYTES, Ratchet, RatchetMessage
+from kars_sdk.mesh.ratchet import HEADER_BYTES, Ratchet, RatchetMessage
+from kars_sdk.mesh.ratchet_parts import NONCE_BYTES, TAG_BYTES
 
 _Decrypt = Callable[[bytes, bytes, bytes | None], bytes]
 

@@ -22,6 +22,8 @@ from kars_sdk.mesh import bundles, handshake, identity, primitives, trust
 from kars_sdk.mesh import knock as knocks
 from kars_sdk.mesh.codec import Reader, Writer
 from kars_sdk.mesh.errors import (
+    CloneSuspectedError,
+    ForgedError,
     HandshakeError,
     IdentityError,
     KnockRefusedError,
@@ -29,6 +31,8 @@ from kars_sdk.mesh.errors import (
     MeshError,
     NoSessionError,
     ReplayedError,
+    SkippedTooFarError,
+    StoreError,
 )
 from kars_sdk.mesh.identity import IdentityKey
 from kars_sdk.mesh.knock import Knock
@@ -260,9 +264,19 @@ class Sessions:
             self.refused[exc.reason] = self.refused.get(exc.reason, 0) + 1
             raise
 
-    def reload(self) -> None:
-        """Forget what is in memory: the disk says where sessions stand."""
-        self._cache.clear()
+    @contextlib.contextmanager
+    def persisting(self) -> Iterator[None]:
+        """One commit for many moves; when it fails, the disk says where sessions stand.
+
+        Raises:
+            StoreError: nothing was written, and nothing may be released.
+        """
+        try:
+            with self._store.transaction():
+                yield
+        except StoreError:
+            self._cache.clear()
+            raise
 
     def forget(self, peer: PeerName) -> None:
         """Drop all sessions with a peer; its pinned key stays."""
@@ -441,12 +455,15 @@ class Sessions:
     def _moving(self, session: Session) -> Iterator[None]:
         """Persist a session that is moved inside; drop it from memory when that, or the move, fails.
 
-        A refused message leaves a session as it was, so dropping it costs a read, no more.
+        A message that does not authenticate leaves a session as it was: forging one must not cost a read
+        from disk, so the session stays in memory then.
         """
         try:
             with self._store.transaction():
                 yield
                 self._store.put(_SESSION, session.session_id, session.dump())
+        except (ForgedError, ReplayedError, CloneSuspectedError, SkippedTooFarError):
+            raise
         except BaseException:
             self._cache.pop(session.session_id, None)
             raise

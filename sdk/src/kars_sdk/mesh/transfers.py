@@ -19,6 +19,7 @@ OFFER, REQUEST, CHUNK, END = "file/offer", "file/request", "file/chunk", "file/e
 KINDS = frozenset({OFFER, REQUEST, CHUNK, END})
 MAX_TRANSFERS = 32
 """Received at once from all peers together; one more offer is refused."""
+NUDGE_AFTER_S = 60.0
 FORGET_AFTER_S = 7 * 86400.0
 _SENDING, _RECEIVING = "file.out", "file.in"
 
@@ -62,6 +63,7 @@ class Transfers:
         self._max_file_bytes = max_file_bytes
         self._clock = clock
         self._incoming: dict[tuple[PeerName, bytes], Incoming] = {}
+        self._progress: dict[tuple[PeerName, bytes], float] = {}
         self._outstanding: dict[tuple[PeerName, bytes], set[int]] = {}
         self._ended: dict[bytes, asyncio.Future[str]] = {}
 
@@ -104,6 +106,14 @@ class Transfers:
                         self._store.delete(kind, name)
                 elif kind == _RECEIVING:
                     await self._open(peer, Manifest.decode(reader.rest()))
+
+    async def nudge(self) -> None:
+        """Ask again where nothing has come for a while: the peer may have lost the question."""
+        now = self._clock()
+        for key, incoming in list(self._incoming.items()):
+            if now - self._progress.get(key, now) >= NUDGE_AFTER_S:
+                self._outstanding.pop(key, None)
+                await self._next(key[0], incoming)
 
     def close(self) -> None:
         """Stop; what was received stays for `resume`."""
@@ -159,6 +169,7 @@ class Transfers:
         except PayloadError as exc:
             await self._give_up(peer, incoming, exc.reason)
             raise
+        self._progress[peer, transfer_id] = self._clock()
         outstanding = self._outstanding.get((peer, transfer_id), set())
         outstanding.discard(index)
         if len(outstanding) > files.WINDOW // 2 and not incoming.complete:
@@ -175,6 +186,7 @@ class Transfers:
             index for index in incoming.missing(files.WINDOW + len(outstanding)) if index not in outstanding
         ][: files.WINDOW - len(outstanding)]
         if wanted:
+            self._progress[key] = self._clock()
             outstanding.update(wanted)
             await self._send(peer, REQUEST, files.encode_request(offered.transfer_id, wanted))
         return None
@@ -202,6 +214,7 @@ class Transfers:
     def _forget(self, peer: PeerName, transfer_id: bytes) -> None:
         self._incoming.pop((peer, transfer_id), None)
         self._outstanding.pop((peer, transfer_id), None)
+        self._progress.pop((peer, transfer_id), None)
         with self._store.transaction():
             self._store.delete(_RECEIVING, _key(peer, transfer_id))
 

@@ -46,7 +46,7 @@ from kars_controller.code_sources import CodeStore
 from kars_controller.compile.mesh import RELAY_SUBJECT
 from kars_controller.distribution import PolicyPublisher, PolicySessions
 from kars_controller.identities import Identities
-from kars_controller.mesh import MeshView, StatementIssuer, StatementKeys
+from kars_controller.mesh import Federation, MeshView, StatementIssuer, StatementKeys
 from kars_controller.platforms.base import Platform, SandboxKey
 from kars_controller.platforms.local.platform import LocalPlatform
 from kars_controller.platforms.local.services import LocalService
@@ -104,11 +104,13 @@ class Controller:
 
     def _build_identity(self) -> None:
         settings, domain = self.settings, self.settings.trust_domain
+        self.federation = Federation.read(settings.mesh_federation_file, domain)
         self.mesh_view = MeshView(self.store, domain)
         self.statement_keys = StatementKeys(
             settings.own_dir / "mesh-statement-keys.json",
             domain,
             timedelta(days=settings.mesh_statement_key_days),
+            foreign=self.federation.keys,
         )
         self.statements = StatementIssuer(
             self._database, self.statement_keys, self.audit, self._workload_exists
@@ -193,7 +195,7 @@ class Controller:
             byo_strict=self.settings.byo_strict_mode,
             code_dir=self.settings.code_dir,
             mesh=self.mesh_view,
-            relay_endpoint=lambda: self.relay.endpoint if self.relay is not None else "",
+            relay_endpoint=self._relay_endpoint,
             mesh_dir=self.settings.mesh_dir,
         )
         observer = Observer(
@@ -218,12 +220,15 @@ class Controller:
             keys=self.statement_keys,
             publisher=self.publisher,
             sessions=self.sessions,
+            federation=self.federation,
         )
         self._engine = Engine(self.store, self.events, observer, keeper, self.platform, mesh=mesh)
         return self._engine
 
     def _services(self) -> list[LocalService]:
         """Return the services that run beside the controller; none where somebody else runs them."""
+        if self.settings.relay_endpoint is not None:
+            return []
         if self._starts_services and local_services.installed(local_services.RELAY_MODULE):
             self.relay = LocalService(
                 self.settings.state_dir / "services" / "relay",
@@ -234,6 +239,7 @@ class Controller:
                     trust_bundle_pem=self.authority.trust_bundle_pem.encode(),
                     policy_keys=self.publisher.keys_file,
                     witness_key=self._witness_key,
+                    federation_address=self.settings.mesh_federation_address,
                 ),
                 join_token=self._relay_token,
                 connected=lambda: self.sessions.answer(RELAY_SUBJECT).connected,
@@ -241,6 +247,11 @@ class Controller:
             )
             return [self.relay]
         return []
+
+    def _relay_endpoint(self) -> str:
+        if self.settings.relay_endpoint is not None:
+            return self.settings.relay_endpoint
+        return self.relay.endpoint if self.relay is not None else ""
 
     def _relay_token(self) -> str:
         identity = SpiffeId.service(self.settings.trust_domain, "relay")

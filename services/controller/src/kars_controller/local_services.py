@@ -20,6 +20,7 @@ def relay_plan(
     trust_bundle_pem: bytes,
     policy_keys: bytes,
     witness_key: bytes,
+    federation_address: str | None = None,
 ) -> ServicePlan:
     """Return the mesh relay: it finds and trusts the controller as every router does."""
     return ServicePlan(
@@ -30,6 +31,7 @@ def relay_plan(
             "TRUST_DOMAIN": trust_domain,
             "CONTROLLER_ENDPOINT": controller_endpoint,
             "BOOTSTRAP_ENDPOINT": bootstrap_endpoint,
+            **({} if federation_address is None else {"FEDERATION_ADDRESS": federation_address}),
         },
         files={
             "TRUST_BUNDLE_FILE": trust_bundle_pem,

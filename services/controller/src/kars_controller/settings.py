@@ -51,6 +51,15 @@ class ControllerSettings(ServiceSettings):
     byo_strict_mode: bool = False
     """Refuse BYO sandboxes whose image reference breaks the contract, instead of a warning."""
 
+    relay_endpoint: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    """`host:port` of a mesh relay that somebody else runs; None: one is started here, if it is installed."""
+
+    mesh_federation_file: Path | None = None
+    """Trust domains that mail is exchanged with, their roots and statement keys; None: none."""
+
+    mesh_federation_address: str | None = Field(default=None, pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    """`host:port` where our relay takes calls of federated relays; None: it only calls them."""
+
     mesh_statement_key_days: int = Field(default=90, ge=1, le=3650)
     """Age at which the key that signs mesh identity statements is replaced, in days."""
 

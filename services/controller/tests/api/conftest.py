@@ -81,7 +81,9 @@ def settings(tmp_path: Path) -> ControllerSettings:
     (tmp_path / "providers.json").write_text(
         json.dumps({"providers": [{"name": "openai", "baseUrl": "http://127.0.0.1:9/v1"}]})
     )
-    return ControllerSettings(state_dir=tmp_path, drain_s=0.1, operator="ann")
+    return ControllerSettings(
+        state_dir=tmp_path, drain_s=0.1, operator="ann", relay_endpoint="relay.example:7443"
+    )
 
 
 @contextlib.asynccontextmanager

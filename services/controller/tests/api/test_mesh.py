@@ -188,6 +188,7 @@ async def test_an_edge_reaches_relay_and_sandbox_and_leaves_them_when_it_is_take
         ]
         access = (await first(at_router, 2)).mesh_access
         assert (access.peer, access.trust_threshold) == (OWN, 500)
+        assert access.relay_endpoint == "relay.example:7443"
         assert {edge.sender for edge in access.edges} == {OWN, OWN.replace("agent", "reader")}
 
         async def phase() -> bool:
@@ -232,6 +233,7 @@ async def test_a_bad_edge_is_left_out_and_said(harness: Harness) -> None:
 
 
 async def test_nobody_but_the_relay_gets_the_relays_policy(harness: Harness) -> None:
+    refused = 0
     for channel in (
         harness.router(),
         harness.channel(harness.svid(SpiffeId.service("kars.local", "egress"))),
@@ -244,7 +246,13 @@ async def test_nobody_but_the_relay_gets_the_relays_policy(harness: Harness) -> 
         ) -> AsyncIterator[policy_pb2.WatchRequest]:
             yield message
 
-        with pytest.raises(KarsError) as refusal, mapped_errors():
-            async for _ in stub.Watch(requests()):
-                pass
-        assert isinstance(refusal.value, PermissionDeniedError)
+        got = []
+        # Which error the client sees, depends on whether its own write or the refusal comes first.
+        try:
+            with mapped_errors():
+                async for response in stub.Watch(requests()):
+                    got.append(response)  # noqa: PERF401 - what came before the error counts
+        except KarsError:
+            refused += 1
+        assert got == []
+    assert refused == 2

@@ -240,7 +240,10 @@ class _Graph:
 def _mailboxes(settings: RelaySettings) -> MailboxStore:
     if settings.nats_url is not None:
         return JetStreamMailboxes(
-            settings.nats_url, replicas=settings.nats_replicas, credentials=settings.nats_credentials_file
+            settings.nats_url,
+            replicas=settings.nats_replicas,
+            token_file=settings.nats_token_file,
+            ca_file=settings.nats_ca_file,
         )
     return SqliteMailboxes(settings.state_dir / "mailboxes.db", sweep_s=settings.sweep_s)
 

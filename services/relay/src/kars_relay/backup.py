@@ -12,9 +12,11 @@ logs' signing keys: keep it like a private key (it is written 0600).
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
+import shutil
 import sqlite3
 import sys
 import tarfile
@@ -28,7 +30,9 @@ from kars_common.errors import FailedPreconditionError, InvalidInputError, KarsE
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
-_DATABASES = ("mailboxes.db", "registry.db")
+_MAILBOXES = "mailboxes.db"
+_BODIES = "mailboxes.bodies"
+_DATABASES = (_MAILBOXES, "registry.db")
 _TREES = ("audit", "registrations", "policy")
 _KEYS = ("audit-signing.key", "registrations-signing.key")
 _SKIPPED = frozenset(("lock", ".lock"))
@@ -49,7 +53,7 @@ def create(state: Path, archive: Path) -> dict[str, str]:
     archive.chmod(0o600)
     with tarfile.open(archive, "w") as tar, tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
         for name, path in _sources(state, Path(scratch)):
-            data = path.read_bytes() if path.suffix != ".db" else None
+            data = path.read_bytes() if path.suffix not in {".db", ".seg"} else None
             if data is None:
                 digests[name] = _digest(path)
                 tar.add(path, name, filter=_private)
@@ -118,7 +122,10 @@ def _sources(state: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
     """Yield name and file of everything to keep, in the order that keeps copies consistent."""
     for name in _DATABASES:
         if (state / name).exists():
-            yield name, _copy_database(state / name, scratch / name)
+            copy = _copy_database(state / name, scratch / name)
+            if name == _MAILBOXES:
+                yield from _copy_bodies(state / _BODIES, scratch / _BODIES, copy)
+            yield name, copy
     for name in _KEYS:
         yield name, state / name
     for tree in _TREES:
@@ -136,6 +143,27 @@ def _copy_database(source: Path, target: Path) -> Path:
     ):
         old.backup(new)
     return target
+
+
+def _copy_bodies(source: Path, target: Path, database: Path) -> Iterator[tuple[str, Path]]:
+    """Copy the bodies that a copied database names, and let it forget those that went meanwhile.
+
+    A segment goes only when all that it held was acknowledged: what is forgotten here was delivered.
+    """
+    target.mkdir(mode=0o700)
+    sizes: dict[int, int] = {}
+    for path in sorted(source.glob("*.seg")):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path, target / path.name)
+            sizes[int(path.stem)] = (target / path.name).stat().st_size
+    with closing(sqlite3.connect(database)) as db, db:
+        rows = db.execute("SELECT key, segment, place + size FROM runs").fetchall()
+        gone = [(key,) for key, segment, end in rows if sizes.get(segment, 0) < end]
+        db.executemany("DELETE FROM runs WHERE key = ?", gone)
+    named = {segment for _, segment, _ in rows}
+    for number in sorted(named & sizes.keys()):
+        name = f"{number:012d}.seg"
+        yield f"{_BODIES}/{name}", target / name
 
 
 def _whole_records(path: Path, data: bytes) -> bytes:
@@ -169,7 +197,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def _safe_name(member: tarfile.TarInfo) -> str:
     parts = member.name.split("/")
     known = (*_DATABASES, *_KEYS, _MANIFEST)
-    named = member.name in known or (parts[0] in _TREES and ".." not in parts and len(parts) > 1)
+    named = member.name in known or (parts[0] in (*_TREES, _BODIES) and ".." not in parts and len(parts) > 1)
     if not member.isfile() or not named or member.size > _MAX_MEMBER_BYTES:
         raise _damaged(f"it has a member that no backup has: {member.name[:100]!r}")
     return member.name

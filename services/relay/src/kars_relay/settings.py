@@ -60,8 +60,11 @@ class RelaySettings(ServiceSettings):
     """`nats://host:port` or `tls://host:port` of a NATS server with JetStream: mailboxes of several replicas.
     None keeps them in SQLite under `state_dir`."""
 
-    nats_credentials_file: Path | None = None
-    """NATS credentials (JWT and seed); None for a server that asks for none."""
+    nats_token_file: Path | None = None
+    """File with the token that the NATS server asks for; None for a server that asks for none."""
+
+    nats_ca_file: Path | None = None
+    """PEM roots that the NATS server is verified with, for a `tls://` URL; None for the system's."""
 
     serve_registry: bool = True
     """Whether this replica serves the registry. Of several replicas exactly one does: its files are the

@@ -46,6 +46,11 @@ class Sender:
         self._open: deque[tuple[bytes, bytes]] = deque()
         self._number = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many have no receipt."""
+        return len(self._open)
+
     async def run(self) -> None:
         """Send; ends when everything has a receipt after `stopping`."""
         while not self.stopping or self._open:
@@ -131,6 +136,7 @@ async def storm(
     """Run everybody, make trouble, and compare: all that had a receipt, once, in order of each sender."""
     receiving = [asyncio.create_task(each.run(), name=f"receive {each.peer}") for each in receivers]
     await asyncio.gather(*[each.ready.wait() for each in receivers])
+    by_name = {str(receiver.peer): receiver for receiver in receivers}
     sending = [asyncio.create_task(each.run(), name=f"send {each.peer}") for each in senders]
     try:
         await trouble()
@@ -138,9 +144,16 @@ async def storm(
             sender.stopping = True
         async with asyncio.timeout(60):
             await asyncio.gather(*sending)
-            by_name = {str(receiver.peer): receiver for receiver in receivers}
-            for sender in senders:
-                await by_name[str(sender.to)].wait_for(str(sender.peer), len(sender.accepted))
+            waits = [by_name[str(each.to)].wait_for(str(each.peer), len(each.accepted)) for each in senders]
+            await asyncio.gather(*waits)
+    except TimeoutError:
+        state = [f"{each.peer}: {len(each.accepted)} accepted, {each.waiting} open" for each in senders]
+        state += [
+            f"{name} of {sender}: {len(seen)}"
+            for name, each in by_name.items()
+            for sender, seen in each.seen.items()
+        ]
+        raise AssertionError(f"not everything arrived: {'; '.join(state)}") from None
     finally:
         for task in (*receiving, *sending):
             task.cancel()

@@ -27,6 +27,8 @@ class NatsServers:
 
     directory: Path
     count: int = 1
+    extra: str = ""
+    """More lines of the configuration."""
     ports: list[int] = field(default_factory=list, init=False)
     _routes: list[int] = field(default_factory=list, init=False)
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
@@ -76,6 +78,8 @@ class NatsServers:
             "max_payload: 4194304",
             f'jetstream {{ store_dir: "{self.directory}/js-{number}", max_mem: 64MB, max_file: 2GB }}',
         ]
+        if self.extra:
+            lines.append(self.extra)
         if self.count > 1:
             routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in self._routes)
             lines.append(

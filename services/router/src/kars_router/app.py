@@ -16,7 +16,7 @@ from pathlib import Path as FilePath
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.policy.v1 import policy_pb2
-from kars_common import files, telemetry
+from kars_common import files, processes, telemetry
 from kars_common.audit import AuditLog
 from kars_common.errors import FailedPreconditionError, InvalidInputError, UnavailableError
 from kars_common.policy import digest
@@ -229,6 +229,7 @@ class RouterApp:
             self.door_app(),
             drain_s=self._settings.drain_s,
             request_timeout_s=self._settings.request_timeout_s,
+            open_files=processes.raise_open_files(),
         )
         self.link.load_policy()
         gc.collect()

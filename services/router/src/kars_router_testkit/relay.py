@@ -57,6 +57,11 @@ class FakeRelay(relay_pb2_grpc.RelayServicer, registry_pb2_grpc.RegistryServicer
         if self._server is not None:
             await self._server.stop(0)
 
+    @property
+    def streams(self) -> int:
+        """Return how many clients are attached."""
+        return len(self._out)
+
     def say(self, response: relay_pb2.AttachResponse | KarsError) -> None:
         """Send a frame to whoever is attached, or end every stream with an error."""
         for queue in self._out:

@@ -15,7 +15,9 @@ RELAY_SUBJECT = SandboxKey("svc", "relay")
 
 
 def relay_bundle(
-    edges: Iterable[MeshEdge], keys: Iterable[identity_pb2.StatementKey]
+    edges: Iterable[MeshEdge],
+    keys: Iterable[identity_pb2.StatementKey],
+    federated: Iterable[mesh_policy_pb2.FederatedDomain] = (),
 ) -> policy_pb2.PolicyBundle:
     """Return what relays enforce. Without edges nothing is bridged."""
     bundle = policy_pb2.PolicyBundle(
@@ -24,6 +26,7 @@ def relay_bundle(
     bundle.mesh.default_quota.SetInParent()
     bundle.mesh.edges.extend(_messages(edges))
     bundle.mesh.statement_keys.extend(keys)
+    bundle.mesh.federated_domains.extend(federated)
     return bundle
 
 

@@ -6,7 +6,7 @@ last statement that it signed has ended. Private keys stay in one 0600 file of t
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,8 +49,16 @@ class StatementKeys:
         trust_domain: str,
         rotate_after: timedelta,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        foreign: Sequence[identity_pb2.StatementKey] = (),
     ) -> None:
         """Read the keys, or make the first one, which signs at once.
+
+        Args:
+            path: where they are kept.
+            trust_domain: about whose peers they speak.
+            rotate_after: age at which the newest is replaced.
+            now: what time it is.
+            foreign: keys of federated trust domains, published beside ours.
 
         Raises:
             FailedPreconditionError: `key_damaged`, the file does not hold keys.
@@ -59,6 +67,7 @@ class StatementKeys:
         self._path = path
         self._rotate_after = rotate_after
         self._now = now
+        self._foreign = tuple(foreign)
         self._keys = self._load()
 
     def signing(self) -> StatementKey:
@@ -90,23 +99,24 @@ class StatementKeys:
         return True
 
     def messages(self) -> list[identity_pb2.StatementKey]:
-        """Return the public keys as contracts carry them."""
-        return [
+        """Return the public keys as contracts carry them, those of federated domains included."""
+        own = [
             identity_pb2.StatementKey(
                 key_id=key.key_id, public_key=key.public_bytes, trust_domain=self.trust_domain
             )
             for key in self._keys
         ]
+        return [*own, *self._foreign]
 
     def trust_file(self) -> bytes:
         """Return the public keys as the file that agents read."""
         keys = [
             {
                 "keyId": key.key_id,
-                "publicKey": base64.urlsafe_b64encode(key.public_bytes).rstrip(b"=").decode(),
-                "trustDomain": self.trust_domain,
+                "publicKey": base64.urlsafe_b64encode(key.public_key).rstrip(b"=").decode(),
+                "trustDomain": key.trust_domain,
             }
-            for key in self._keys
+            for key in self.messages()
         ]
         return json.dumps({"keys": keys}, indent=2).encode() + b"\n"
 

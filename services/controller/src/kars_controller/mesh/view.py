@@ -5,7 +5,7 @@ open a way to another: what it lists lets the other write to it, and it may writ
 too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kars_common.errors import InvalidInputError
@@ -33,12 +33,24 @@ class PeerView:
     """Why it has no part in the mesh at all."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Snapshot:
+    """All edges as they were at one version of the store, for as long as time changes none of them."""
+
+    version: int
+    from_s: float
+    until_s: float
+    edges: tuple[MeshEdge, ...]
+    by_peer: Mapping[SpiffeId, list[MeshEdge]]
+
+
 class MeshView:
     """Reads the store. Verdicts on graphs are remembered: signatures do not change."""
 
     def __init__(self, store: ResourceStore, trust_domain: str) -> None:
         self._store = store
         self.trust_domain = trust_domain
+        self._snapshot: _Snapshot | None = None
         self._verdicts: dict[ResourceKey, tuple[str, int, GraphVerdict]] = {}
 
     def verdict(self, graph: Document) -> GraphVerdict:
@@ -56,9 +68,7 @@ class MeshView:
 
     def edges(self, now_s: float) -> tuple[MeshEdge, ...]:
         """Return every edge that counts now, without those of sandboxes that may not be in the mesh."""
-        found = [*self._graph_edges(now_s), *self._listed_edges()]
-        places = self._places()
-        return tuple(edge for edge in dict.fromkeys(found) if self._admissible(edge, places))
+        return self._now(now_s).edges
 
     def of(self, sandbox: Document, now_s: float) -> PeerView:
         """Return one sandbox's part."""
@@ -66,7 +76,7 @@ class MeshView:
         reason = self._unavailable(sandbox)
         if reason:
             return PeerView(peer=peer, unavailable=reason)
-        edges = tuple(edge for edge in self.edges(now_s) if peer in (edge.sender, edge.recipient))
+        edges = tuple(self._now(now_s).by_peer.get(peer, ()))
         outgoing = {edge.recipient for edge in edges if edge.sender == peer}
         one_sided = [str(other) for other in self._listed(sandbox) if other not in outgoing]
         return PeerView(peer=peer, edges=edges, one_sided=tuple(one_sided))
@@ -80,6 +90,26 @@ class MeshView:
         """Return a sandbox's name in the mesh."""
         metadata = sandbox["metadata"]
         return SpiffeId.sandbox(self.trust_domain, metadata["namespace"], metadata["name"])
+
+    def _now(self, now_s: float) -> "_Snapshot":
+        """Return the edges of this moment; computed again when a resource changed, an edge begins or ends."""
+        version = self._store.resource_version
+        known = self._snapshot
+        if known is not None and known.version == version and known.from_s <= now_s < known.until_s:
+            return known
+        places = self._places()
+        found = dict.fromkeys((*self._graph_edges(now_s), *self._listed_edges()))
+        edges = tuple(edge for edge in found if self._admissible(edge, places))
+        by_peer: dict[SpiffeId, list[MeshEdge]] = {}
+        for edge in edges:
+            by_peer.setdefault(edge.sender, []).append(edge)
+            by_peer.setdefault(edge.recipient, []).append(edge)
+        next_s = self.next_change_s(now_s)
+        until_s = float("inf") if next_s is None else now_s + next_s
+        self._snapshot = _Snapshot(
+            version=version, from_s=now_s, until_s=until_s, edges=edges, by_peer=by_peer
+        )
+        return self._snapshot
 
     def _graphs(self) -> Iterator[Document]:
         return (graph for graph in self._store.list_kind("TrustGraph") if not deleting(graph))

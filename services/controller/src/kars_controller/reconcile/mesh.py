@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kars_common.errors import InvalidInputError
+from kars_common.policy import PolicyRefusedError
 
 from kars_controller.api_types import parse_spec
 from kars_controller.api_types.auth_config import remarks as auth_remarks
@@ -18,7 +19,7 @@ from kars_controller.api_types.pairing import parse_time
 from kars_controller.api_types.pairing import remarks as pairing_remarks
 from kars_controller.compile import mesh as compiled
 from kars_controller.distribution import Acknowledgement, PolicyPublisher, PolicySessions, Published
-from kars_controller.mesh import GraphVerdict, MeshView, StatementKeys
+from kars_controller.mesh import Federation, GraphVerdict, MeshView, StatementKeys
 from kars_controller.reconcile import conditions
 from kars_controller.reconcile.conditions import Condition
 from kars_controller.reconcile.plan import AWAITING_S, FAILED_S, STEADY_S, Plan
@@ -37,6 +38,8 @@ class RelayObserved:
 
     published: Published | None
     answer: Acknowledgement
+    problem: str = ""
+    """Why the newest edges could not be published."""
 
     @property
     def enforces(self) -> bool:
@@ -58,13 +61,16 @@ class MeshKeeper:
         keys: StatementKeys,
         publisher: PolicyPublisher,
         sessions: PolicySessions,
+        federation: Federation | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._view = view
         self._keys = keys
         self._publisher = publisher
         self._sessions = sessions
+        self._federation = federation or Federation()
         self._now = now
+        self._problem = ""
 
     def publish(self) -> tuple[bool, float]:
         """Bring the relay's bundle up to date.
@@ -74,8 +80,16 @@ class MeshKeeper:
         """
         now_s = self._now().timestamp()
         before = self._publisher.current(compiled.RELAY_SUBJECT)
-        bundle = compiled.relay_bundle(self._view.edges(now_s), self._keys.messages())
-        published = self._publisher.publish(bundle)
+        bundle = compiled.relay_bundle(
+            self._view.edges(now_s), self._keys.messages(), self._federation.domains
+        )
+        try:
+            published = self._publisher.publish(bundle)
+        except PolicyRefusedError as exc:
+            # What is in force stays; every graph says why its edges are not.
+            changed, self._problem = self._problem != exc.message, exc.message
+            return changed, STEADY_S
+        self._problem = ""
         changed = before is None or published.digest != before.digest
         if changed:
             self._sessions.notify(compiled.RELAY_SUBJECT)
@@ -127,6 +141,7 @@ class MeshKeeper:
         return RelayObserved(
             published=self._publisher.current(compiled.RELAY_SUBJECT),
             answer=self._sessions.answer(compiled.RELAY_SUBJECT),
+            problem=self._problem,
         )
 
     def _plan(
@@ -162,6 +177,10 @@ def judge_graph(verdict: GraphVerdict, relay: RelayObserved) -> tuple[str, tuple
     if verdict.rejected:
         listed = ", ".join(f"{count} {reason}" for reason, count in verdict.rejected.items())
         return "Degraded", conditions.degraded("EdgesRejected", f"left out: {listed}; the other edges count")
+    if relay.problem:
+        return "Degraded", conditions.degraded(
+            "PolicyTooLarge", f"the edges of all graphs together cannot be published: {relay.problem}"
+        )
     if not relay.enforces:
         refused = relay.answer.refused
         if refused is not None and relay.published is not None and refused.digest == relay.published.digest:

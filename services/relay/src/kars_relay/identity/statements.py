@@ -95,7 +95,11 @@ def _parse(signed: identity_pb2.SignedStatement) -> Statement:
     serial = fields["serial"]
     if type(serial) is not int or not 1 <= serial <= _MAX_SERIAL:
         raise _invalid("serial must be an integer from 1 to 2^53-1")
-    if rfc8785.dumps(fields) != signed.statement:
+    try:
+        canonical = rfc8785.dumps(fields)
+    except rfc8785.CanonicalizationError as exc:
+        raise _invalid("it has a value that has no canonical form") from exc
+    if canonical != signed.statement:
         raise _invalid("it is not in canonical form")
     return Statement(
         peer=_peer(fields["peer"]),

@@ -16,14 +16,14 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-import nats
 from kars.mesh.v1 import relay_pb2
 from kars_common.errors import UnavailableError
 from nats.aio.client import Client
@@ -39,12 +39,13 @@ from kars_relay.mailbox.base import MailboxUsage, NewRun, Reader, Refused, Store
 _LOG = logging.getLogger(__name__)
 _STREAM = "KARS_MESH"
 _BUCKET = "kars-mesh-mailboxes"
+_TURN = "turn."
+"""Prefix of keys whose revision numbers the readers of a mailbox."""
 _MIN_PAYLOAD = 2 * 1024 * 1024
 _DUPLICATE_WINDOW_S = 600.0
 _MAX_AGE_S = 7 * 24 * 3600.0
 _PUBLISH_S = 5.0
 _RETRY_FOR_S = 20.0
-_START_S = 15.0
 _RETRY_AFTER_S = 0.2
 _POLL_S = 2.0
 _COUNT_GOOD_FOR_S = 1.0
@@ -100,13 +101,22 @@ class JetStreamMailboxes:
     kind = "jetstream"
 
     def __init__(
-        self, url: str, *, replicas: int = 1, credentials: Path | None = None, refresh_s: float = 5.0
+        self,
+        url: str,
+        *,
+        replicas: int = 1,
+        token_file: Path | None = None,
+        ca_file: Path | None = None,
+        refresh_s: float = 5.0,
+        start_s: float = 15.0,
     ) -> None:
         self.totals = Totals()
         self._url = url
         self._replicas = replicas
-        self._credentials = credentials
+        self._token_file = token_file
+        self._ca_file = ca_file
         self._refresh_s = refresh_s
+        self._start_s = start_s
         self._known: set[str] = set()
         self._counts: dict[str, _Counts] = {}
         self._sizes: dict[str, _Sizes] = {}
@@ -123,14 +133,17 @@ class JetStreamMailboxes:
     async def open(self) -> None:
         """See `MailboxStore`."""
         try:
-            self._nc = await nats.connect(
-                self._url.split(","),
-                user_credentials=str(self._credentials) if self._credentials else None,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                error_cb=self._nats_error,
-                name="kars-relay",
-            )
+            # The client tries for ever, which is right while serving; a start says what it cannot reach.
+            async with asyncio.timeout(self._start_s):
+                await self._nc.connect(
+                    self._url.split(","),
+                    token=self._token_file.read_text().strip() if self._token_file else None,
+                    tls=ssl.create_default_context(cafile=str(self._ca_file)) if self._ca_file else None,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    error_cb=self._nats_error,
+                    name="kars-relay",
+                )
             if self._nc.max_payload < _MIN_PAYLOAD:
                 raise UnavailableError(
                     "store_unavailable",
@@ -139,12 +152,14 @@ class JetStreamMailboxes:
             self._js: JetStreamContext = self._nc.jetstream(timeout=_PUBLISH_S)
             await self._create()
         except (NatsError, OSError, TimeoutError) as exc:
-            raise UnavailableError("store_unavailable", f"cannot use JetStream: {exc}") from exc
+            await self._nc.close()
+            message = f"cannot use JetStream at start: {type(exc).__name__}: {exc}"
+            raise UnavailableError("store_unavailable", message) from exc
 
     async def _create(self) -> None:
         """Make stream and bucket, or find them; waits while the servers elect a leader."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + _START_S
+        give_up = loop.time() + self._start_s
         while True:
             try:
                 await self._js.add_stream(self._stream())
@@ -168,6 +183,7 @@ class JetStreamMailboxes:
             max_age=_MAX_AGE_S,
             duplicate_window=_DUPLICATE_WINDOW_S,
             allow_msg_ttl=True,
+            allow_direct=True,
         )
 
     async def close(self) -> None:
@@ -238,7 +254,7 @@ class JetStreamMailboxes:
     async def usage(self, after: str, limit: int) -> list[MailboxUsage]:
         """See `MailboxStore`."""
         async with _mapped():
-            keys = await self._kv.keys()
+            keys = [key for key in await self._kv.keys() if not key.startswith(_TURN)]
             entries = [_Entry.load((await self._kv.get(key)).value or b"") for key in keys]
         names = sorted(entry.peer for entry in entries if entry.peer > after)[:limit]
         found = []
@@ -384,7 +400,15 @@ class JetStreamMailboxes:
         earlier = self._readers.get(peer)
         if earlier is not None:
             earlier.close()
-        reader = _JetStreamReader(self._nc, self._js, peer, wake, replaced, lambda: self._forget(peer))
+        reader = _JetStreamReader(
+            nc=self._nc,
+            js=self._js,
+            kv=self._kv,
+            peer=peer,
+            wake=wake,
+            replaced=replaced,
+            on_close=lambda: self._forget(peer),
+        )
         self._readers[peer] = reader
         async with _mapped():
             for task in await reader.start():
@@ -423,6 +447,7 @@ class _JetStreamReader:
 
     nc: Client
     js: JetStreamContext
+    kv: KeyValue
     peer: str
     wake: Callable[[], None]
     replaced: Callable[[], None]
@@ -436,7 +461,9 @@ class _JetStreamReader:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     subscriptions: list[Subscription] = field(default_factory=list)
     fetching: asyncio.Task[None] | None = None
-    token: bytes = field(default_factory=lambda: os.urandom(16))
+    turn: int = 0
+    """Rises with every reader of this mailbox on any replica; 0 until it is known."""
+    latest_turn: int = 0
     acks: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> list[asyncio.Task[None]]:
@@ -446,9 +473,12 @@ class _JetStreamReader:
             await self.nc.subscribe(f"mesh.wake.{mailbox}", cb=self._woken),
             await self.nc.subscribe(f"mesh.read.{mailbox}", cb=self._read_elsewhere),
         ]
-        await self.nc.publish(f"mesh.read.{mailbox}", self.token)
+        await self.nc.flush()  # listening before anybody can be told of a later reader
+        self.turn = await self.kv.put(f"{_TURN}{mailbox}", b"")
+        await self.nc.publish(f"mesh.read.{mailbox}", b"%d" % self.turn)
         self.fetching = asyncio.create_task(self._fetch(), name=f"fetch mailbox of {self.peer}")
         purging = asyncio.create_task(self._purge(), name=f"purge mailbox of {self.peer}")
+        self._yield_turn()  # a later one may have spoken before our number was known
         return [self.fetching, purging]
 
     def take(self, max_envelopes: int, max_bytes: int) -> list[StoredRun]:
@@ -490,7 +520,11 @@ class _JetStreamReader:
         self.news.set()
 
     async def _read_elsewhere(self, msg: Msg) -> None:
-        if msg.data != self.token and not self.closed:
+        self.latest_turn = max(self.latest_turn, int(msg.data))
+        self._yield_turn()
+
+    def _yield_turn(self) -> None:
+        if 0 < self.turn < self.latest_turn and not self.closed:
             self.close()
             self.replaced()
 
@@ -500,11 +534,10 @@ class _JetStreamReader:
             self.news.clear()
             try:
                 while len(self.queue) < _QUEUE and self.queued_bytes < _QUEUE_BYTES:
+                    # The leader says whether there is more; any replica then gives what follows at once.
                     raw = await self.js.get_msg(_STREAM, seq=self.next_seq, subject=subject, next=True)
-                    run = _stored(raw)
-                    self.next_seq = run.first_seq + 1
-                    self.queue.append(run)
-                    self.queued_bytes += len(run.body)
+                    self._queue([_stored(raw)])
+                    self._queue(await self._following(subject))
                     self.wake()
             except NotFoundError:
                 pass
@@ -512,9 +545,45 @@ class _JetStreamReader:
                 _LOG.warning("mailbox not read", extra={"error": type(exc).__name__})
                 await asyncio.sleep(_RETRY_AFTER_S)
                 continue
+            except Exception:  # noqa: BLE001  # the boundary of this task: a strange answer must not end delivery
+                _LOG.exception("mailbox not read")
+                await asyncio.sleep(_POLL_S)
+                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await self.news.wait()
+
+    def _queue(self, runs: list[StoredRun]) -> None:
+        for run in runs:
+            self.next_seq = run.first_seq + 1
+            self.queue.append(run)
+            self.queued_bytes += len(run.body)
+
+    async def _following(self, subject: str) -> list[StoredRun]:
+        """Return what follows, as far as the replica that answers has it; the rest is asked for again."""
+        room = _QUEUE_BYTES - self.queued_bytes
+        if room <= 0:
+            return []
+        wanted = {"seq": self.next_seq, "next_by_subj": subject, "batch": _QUEUE, "max_bytes": room}
+        inbox = self.nc.new_inbox()
+        answers = await self.nc.subscribe(inbox)
+        found: list[StoredRun] = []
+        last = "0"
+        try:
+            await self.nc.publish(f"$JS.API.DIRECT.GET.{_STREAM}", json.dumps(wanted).encode(), reply=inbox)
+            while True:
+                msg = await answers.next_msg(timeout=_PUBLISH_S)
+                headers = msg.headers or {}
+                # A status ends the answer; a break in the chain means that a part was lost on the way.
+                if "Status" in headers or headers.get("Nats-Last-Sequence", "0") != last:
+                    return found
+                last = headers["Nats-Sequence"]
+                found.append(_followed(msg))
+        except (NatsError, TimeoutError):
+            return found
+        finally:
+            with suppress(NatsError):
+                await answers.unsubscribe()
 
     async def _purge(self) -> None:
         subject, done = _mailbox_subject(self.peer), 0
@@ -543,6 +612,13 @@ def _stored(raw: api.RawStreamMsg) -> StoredRun:
     at_ms = int(raw.time.timestamp() * 1000) if raw.time is not None else 0
     sender, to = headers.get("Kars-Sender", ""), headers.get("Kars-To", "")
     return StoredRun(raw.seq or 0, 1, sender, to, raw.data or b"", at_ms)
+
+
+def _followed(msg: Msg) -> StoredRun:
+    headers = msg.headers or {}
+    at = datetime.fromisoformat(headers["Nats-Time-Stamp"][:19] + "+00:00")
+    sender, to = headers.get("Kars-Sender", ""), headers.get("Kars-To", "")
+    return StoredRun(int(headers["Nats-Sequence"]), 1, sender, to, msg.data, int(at.timestamp() * 1000))
 
 
 def _full(counts: _Counts, sizes: _Sizes, sender: str, run: NewRun) -> int:

@@ -28,7 +28,11 @@ class Held:
     expires_at_s: int
     stored_at_ms: int
     ids: bytes
-    body: bytes | None
+    body: bytes | None = None
+    segment: int = 0
+    place: int = 0
+    gone: bool = False
+    """Acknowledged, expired or removed: its body may not be there any more."""
 
     @property
     def last_seq(self) -> int:
@@ -108,6 +112,7 @@ class Mailbox:
 
     def release(self, run: Held) -> None:
         """Account for a run that is gone."""
+        run.gone = True
         self.envelopes -= run.count
         self.size -= run.size
         share = self.senders[run.sender]

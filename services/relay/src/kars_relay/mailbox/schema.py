@@ -1,4 +1,4 @@
-"""The SQLite file of the mailboxes: its tables, how it is opened, and what is read at start.
+"""The SQLite file of the mailboxes: its tables, how it is opened, and how many rows are written at once.
 
 One row a run of envelopes. Its key is mailbox and first sequence number in one integer, so that reading on
 and acknowledging are ranges of the table itself.
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS places (
 CREATE TABLE IF NOT EXISTS runs (
     key INTEGER PRIMARY KEY, count INTEGER NOT NULL, size INTEGER NOT NULL, sender TEXT NOT NULL,
     recipient TEXT NOT NULL, expires_at INTEGER NOT NULL, stored_at_ms INTEGER NOT NULL, ids BLOB NOT NULL,
-    body BLOB NOT NULL);
+    segment INTEGER NOT NULL, place INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS recent (
     id INTEGER PRIMARY KEY, mailbox INTEGER NOT NULL, sender TEXT NOT NULL, ids BLOB NOT NULL,
     at INTEGER NOT NULL);
@@ -66,10 +66,10 @@ def connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA page_size=16384")
+    connection.execute("PRAGMA page_size=4096")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA wal_autocheckpoint=4096")
+    connection.execute("PRAGMA wal_autocheckpoint=2048")
     connection.execute("PRAGMA busy_timeout=5000")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version not in (0, _VERSION):

@@ -1,4 +1,4 @@
-"""Mailboxes in one SQLite file: the default store, for one replica.
+"""Mailboxes in one SQLite file with bodies beside it: the default store, for one replica.
 
 The event loop decides (duplicates, bounds, sequence numbers) and gathers; one thread commits. Whatever was
 gathered while a commit ran goes into the next one, so a busy relay shares each sync among many envelopes
@@ -21,6 +21,7 @@ from kars_common.errors import UnavailableError
 
 from kars_relay.mailbox import schema
 from kars_relay.mailbox.base import MailboxUsage, NewRun, Reader, Refused, Totals
+from kars_relay.mailbox.bodies import BodyFiles
 from kars_relay.mailbox.memory import LIVE_BYTES, LIVE_RUNS, Held, Mailbox, MailboxReader, Recent, split_ids
 
 _LOG = logging.getLogger(__name__)
@@ -29,10 +30,13 @@ _ACK_DELAY_S = 0.02
 _LOAD_BYTES = 1024 * 1024
 _RECENT_IDLE_S = 24 * 3600
 _SWEEP_SLICE = 2000
+_SPARSE = 0.25
+"""A segment of which less than this share is needed is copied and removed."""
 
 _INSERT_RUNS = "INSERT INTO runs VALUES {}"
 _INSERT_RECENT = "INSERT INTO recent VALUES {}"
 _SET_PLACES = "INSERT OR REPLACE INTO places VALUES {}"
+_MOVE_RUNS = "UPDATE runs SET segment = column2, place = column3 FROM (VALUES {}) WHERE key = column1"
 _DELETE_RUNS = "DELETE FROM runs WHERE key IN (VALUES {})"
 _DELETE_RECENT = "DELETE FROM recent WHERE id IN (VALUES {})"
 
@@ -43,15 +47,21 @@ Outcome = list[list[Refused]]
 class _Batch:
     """What the next commit writes."""
 
-    runs: list[tuple[int, int, int, str, str, int, int, bytes, bytes]] = field(default_factory=list)
     recent: list[tuple[int, int, str, bytes, int]] = field(default_factory=list)
     moving: list[tuple[Mailbox, str, Recent]] = field(default_factory=list)
-    places: dict[int, Mailbox] = field(default_factory=dict)
+    progress: dict[int, Mailbox] = field(default_factory=dict)
     """Mailboxes that were acknowledged further, or lost what expired."""
     dropped_runs: list[tuple[int]] = field(default_factory=list)
     dropped_recent: list[tuple[int]] = field(default_factory=list)
     statements: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     held: list[tuple[Mailbox, Held, bytes]] = field(default_factory=list)
+    moved: list[tuple[Mailbox, Held, bytes]] = field(default_factory=list)
+    """Runs whose bodies are copied out of a segment that is nearly dead."""
+    released: list[Held] = field(default_factory=list)
+    """Runs whose rows this commit deletes: their segments may go after it, and not before."""
+    segment: int = 0
+    places: list[int] = field(default_factory=list)
+    """Where the bodies of `held`, then of `moved`, went."""
     waiting: list[tuple["asyncio.Future[Outcome]", Outcome]] = field(default_factory=list)
     done: list["asyncio.Future[None]"] = field(default_factory=list)
     size: int = 0
@@ -70,6 +80,7 @@ class SqliteMailboxes:
         self._sweep_s = sweep_s
         self._clock_s = clock_s
         self._mailboxes: dict[str, Mailbox] = {}
+        self._bodies = BodyFiles(path.with_suffix(".bodies"))
         self._batch = _Batch()
         self._committing = False
         self._scheduled = False
@@ -95,7 +106,6 @@ class SqliteMailboxes:
         try:
             self._db = await self._loop.run_in_executor(self._writer, schema.connect, self._path)
             await self._loop.run_in_executor(self._writer, self._recover)
-            self._read_db = await self._loop.run_in_executor(self._loader, schema.connect, self._path)
         except (sqlite3.Error, OSError) as exc:
             raise UnavailableError("store_unavailable", f"cannot use {self._path}: {exc}") from exc
 
@@ -108,9 +118,10 @@ class SqliteMailboxes:
             self._failed.exception()  # told by `run`; closing says nothing new
         if self._ack_timer is not None:
             self._ack_timer.cancel()
-        for executor, connection in ((self._writer, self._db), (self._loader, self._read_db)):
-            await self._loop.run_in_executor(executor, connection.close)
-            executor.shutdown(wait=True)
+        self._loader.shutdown(wait=True)
+        await self._loop.run_in_executor(self._writer, self._db.close)
+        self._writer.shutdown(wait=True)
+        self._bodies.close()
 
     async def run(self) -> None:
         """See `MailboxStore`."""
@@ -157,11 +168,15 @@ class SqliteMailboxes:
         mailbox = self._mailboxes.pop(peer, None)
         if mailbox is None:
             return
+        for run in mailbox.runs:
+            self.totals.envelopes -= run.count
+            self.totals.size_bytes -= run.size
         await self.flush()  # nothing of it is under way after this
         if mailbox.reader is not None:
             mailbox.reader.close()
-        self.totals.envelopes -= mailbox.envelopes
-        self.totals.size_bytes -= mailbox.size
+        for run in mailbox.runs:
+            run.gone = True
+        self._batch.released += mailbox.runs
         low, high = schema.key(mailbox.id, 0), schema.key(mailbox.id, schema.MAX_SEQ)
         self._execute("DELETE FROM runs WHERE key BETWEEN ? AND ?", (low, high))
         self._execute("DELETE FROM recent WHERE mailbox = ?", (mailbox.id,))
@@ -259,24 +274,10 @@ class SqliteMailboxes:
             run.expires_at_s,
             int(now_s * 1000),
             b"".join(ids),
-            None,
         )
         mailbox.next_seq += count
         mailbox.charge(run.sender, count, size)
         batch = self._batch
-        batch.runs.append(
-            (
-                mailbox.id << schema.SEQ_BITS | held.first_seq,
-                count,
-                size,
-                run.sender,
-                run.to,
-                run.expires_at_s,
-                held.stored_at_ms,
-                held.ids,
-                body,
-            )
-        )
         recent.add(ids)
         batch.held.append((mailbox, held, body))
         batch.size += size
@@ -306,7 +307,7 @@ class SqliteMailboxes:
         if mailbox is None or through <= mailbox.acked:
             return
         batch = self._batch
-        batch.places[mailbox.id] = mailbox
+        batch.progress[mailbox.id] = mailbox
         mailbox.acked = through
         runs, totals = mailbox.runs, self.totals
         while runs and runs[0].last_seq <= through:
@@ -316,6 +317,7 @@ class SqliteMailboxes:
             totals.size_bytes -= run.size
             totals.acked += run.count
             batch.dropped_runs.append((schema.key(mailbox.id, run.first_seq),))
+            batch.released.append(run)
             self._move_ids(mailbox, run)
             if mailbox.reader is not None:
                 mailbox.reader.removed(0, run)
@@ -345,31 +347,34 @@ class SqliteMailboxes:
                 size += run.size
             if len(wanted) >= 256:
                 break
-        keys = [schema.key(reader.mailbox.id, run.first_seq) for run in wanted]
-        loading = self._loop.run_in_executor(self._loader, self._load, keys)
-        loading.add_done_callback(lambda done: self._loaded(reader, wanted, done))
+        where = [(run.segment, run.place, run.size) for run in wanted]
+        loading = self._loop.run_in_executor(self._loader, self._load, where)
+        loading.add_done_callback(lambda done: self._loaded(reader, wanted, where, done))
 
-    def _load(self, keys: list[int]) -> dict[int, bytes]:
-        rows = self._read_db.execute(
-            "SELECT key, body FROM runs WHERE key BETWEEN ? AND ?", (keys[0], keys[-1])
-        )
-        wanted = set(keys)
-        return {key: body for key, body in rows if key in wanted}
+    def _load(self, where: list[tuple[int, int, int]]) -> list[bytes]:
+        return [self._bodies.read(*place) for place in where]
 
     def _loaded(
-        self, reader: MailboxReader, wanted: list[Held], done: "asyncio.Future[dict[int, bytes]]"
+        self,
+        reader: MailboxReader,
+        wanted: list[Held],
+        where: list[tuple[int, int, int]],
+        done: "asyncio.Future[list[bytes]]",
     ) -> None:
         reader.loading = False
         if done.cancelled() or reader.closed:
             return
-        if (error := done.exception()) is not None:
-            self._fail(error)
-            return
-        bodies = done.result()
-        for run in wanted:
-            body = bodies.get(schema.key(reader.mailbox.id, run.first_seq))
-            if body is not None and run.body is None and run.last_seq > reader.mailbox.acked:
-                reader.keep(run, body)
+        error = done.exception()
+        if error is not None:
+            # A segment may go while it is read, with runs that were acknowledged or copied meanwhile.
+            held = zip(wanted, where, strict=True)
+            if all(not run.gone and run.segment == place[0] for run, place in held):
+                self._fail(error)
+                return
+        else:
+            for run, body in zip(wanted, done.result(), strict=True):
+                if run.body is None and not run.gone:
+                    reader.keep(run, body)
         reader.wake()
 
     # --- upkeep -------------------------------------------------------------------------------------------
@@ -388,7 +393,28 @@ class SqliteMailboxes:
         self.totals.expired += expired
         if expired or self._batch.dropped_recent:
             await self.flush()
+        await self._copy_sparse()
         return expired
+
+    async def _copy_sparse(self) -> None:
+        """Copy what is still needed out of a segment that is nearly dead, so that the segment can go."""
+        number = self._bodies.sparse(_SPARSE)
+        if number is None:
+            return
+        found = [(box, run) for box in self._mailboxes.values() for run in box.runs if run.segment == number]
+        where = [(run.segment, run.place, run.size) for _, run in found]
+        bodies = await self._loop.run_in_executor(self._loader, self._load, where)
+        self._batch.moved += [
+            (box, run, body) for (box, run), body in zip(found, bodies, strict=True) if not run.gone
+        ]
+        await self.flush()
+
+    def _place_moved(self, batch: _Batch) -> None:
+        for (_, run, _), place in zip(batch.moved, batch.places[len(batch.held) :], strict=True):
+            if not run.gone:
+                self._bodies.release(run.segment, run.size)
+                run.segment, run.place = batch.segment, place
+                self._bodies.keep(run.segment, run.size)
 
     def _expire(self, mailbox: Mailbox, now_s: float) -> int:
         if not any(run.expires_at_s <= now_s for run in mailbox.runs):
@@ -405,11 +431,12 @@ class SqliteMailboxes:
             self.totals.size_bytes -= run.size
             expired += run.count
             self._batch.dropped_runs.append((schema.key(mailbox.id, run.first_seq),))
+            self._batch.released.append(run)
             self._move_ids(mailbox, run)
             if mailbox.reader is not None:
                 mailbox.reader.removed(place, run)
         # What expired unread must not lend its numbers to what comes after a restart.
-        self._batch.places[mailbox.id] = mailbox
+        self._batch.progress[mailbox.id] = mailbox
         return expired
 
     def _forget_idle(self, mailbox: Mailbox, now_s: float) -> None:
@@ -435,7 +462,7 @@ class SqliteMailboxes:
         self._keep_moved()
         batch, self._batch = self._batch, _Batch()
         self._committing = True
-        places = [(box.id, box.acked, box.next_seq) for box in batch.places.values()]
+        places = [(box.id, box.acked, box.next_seq) for box in batch.progress.values()]
         self._writer.submit(self._commit_in_thread, batch, places)
 
     def _keep_moved(self) -> None:
@@ -452,8 +479,12 @@ class SqliteMailboxes:
     def _commit_in_thread(self, batch: _Batch, places: list[tuple[int, int, int]]) -> None:
         error: BaseException | None = None
         try:
+            bodies = [body for _, _, body in (*batch.held, *batch.moved)]
+            if bodies:
+                batch.segment, batch.places = self._bodies.append(bodies)
+                self._bodies.sync()
             self._write(batch, places)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             error = exc
         self._loop.call_soon_threadsafe(self._committed, batch, error)
 
@@ -463,7 +494,8 @@ class SqliteMailboxes:
         try:
             for sql, values in batch.statements:
                 db.execute(sql, values)
-            schema.write_rows(db, _INSERT_RUNS, batch.runs)
+            schema.write_rows(db, _INSERT_RUNS, _rows(batch))
+            schema.write_rows(db, _MOVE_RUNS, _moves(batch))
             schema.write_rows(db, _INSERT_RECENT, batch.recent)
             schema.write_rows(db, _SET_PLACES, places)
             schema.write_rows(db, _DELETE_RUNS, batch.dropped_runs)
@@ -479,37 +511,49 @@ class SqliteMailboxes:
         if error is not None:
             self._fail(error, batch)
             return
-        woken: dict[int, MailboxReader] = {}
-        for mailbox, held, body in batch.held:
-            if self._mailboxes.get(mailbox.name) is not mailbox:
-                continue
-            reader = mailbox.reader
-            keep = reader is not None and reader.caught_up
-            mailbox.runs.append(held)
-            if reader is not None:
-                if keep and reader.live_bytes < LIVE_BYTES and reader.live_runs < LIVE_RUNS:
-                    reader.keep(held, body)
-                woken[mailbox.id] = reader
-            self.totals.envelopes += held.count
-            self.totals.size_bytes += held.size
-            self.totals.accepted += held.count
+        self._bodies.grown(batch.segment, sum(len(body) for _, _, body in (*batch.held, *batch.moved)))
+        self._place_moved(batch)
+        woken = self._place_held(batch)
+        for run in batch.released:
+            self._bodies.release(run.segment, run.size)
+        if batch.released or batch.moved:
+            self._bodies.remove_dead()
         for future, outcome in batch.waiting:
             if not future.done():
                 future.set_result(outcome)
         for waiter in batch.done:
             if not waiter.done():
                 waiter.set_result(None)
-        for reader in woken.values():
+        for reader in woken:
             reader.wake()
         self._room.set()
         if self._pending(self._batch):
             self._schedule()
 
+    def _place_held(self, batch: _Batch) -> Iterable[MailboxReader]:
+        """Enter what is durable now into its mailboxes; return the readers that wait for it."""
+        woken: dict[int, MailboxReader] = {}
+        for (mailbox, held, body), place in zip(batch.held, batch.places, strict=False):  # `moved` come after
+            reader = mailbox.reader
+            keep = reader is not None and reader.caught_up
+            held.segment, held.place = batch.segment, place
+            self._bodies.keep(batch.segment, held.size)
+            mailbox.runs.append(held)
+            if reader is not None:
+                if keep and reader.live_bytes < LIVE_BYTES and reader.live_runs < LIVE_RUNS:
+                    reader.keep(held, body)
+                woken[mailbox.id] = reader
+            if self._mailboxes.get(mailbox.name) is mailbox:  # else it is being removed
+                self.totals.envelopes += held.count
+                self.totals.size_bytes += held.size
+                self.totals.accepted += held.count
+        return woken.values()
+
     @staticmethod
     def _pending(batch: _Batch) -> bool:
         parts: Iterable[object] = (
-            batch.waiting, batch.places, batch.done, batch.statements, batch.dropped_runs,
-            batch.dropped_recent,
+            batch.waiting, batch.progress, batch.done, batch.statements, batch.dropped_runs,
+            batch.dropped_recent, batch.moved,
         )  # fmt: skip
         return any(parts)
 
@@ -542,11 +586,13 @@ class SqliteMailboxes:
             mailbox = by_id[box_id] = self._mailboxes[name] = Mailbox(box_id, name, serial)
             mailbox.next_seq, mailbox.acked, mailbox.token = max(next_seq, acked + 1), acked, token
         self._recover_recent(by_id)
-        for row_key, count, size, sender, to, expires_at, stored_at_ms, ids in db.execute(
-            "SELECT key, count, size, sender, recipient, expires_at, stored_at_ms, ids FROM runs ORDER BY key"
+        for row_key, count, size, sender, to, expires_at, stored_at_ms, ids, segment, place in db.execute(
+            "SELECT key, count, size, sender, recipient, expires_at, stored_at_ms, ids, segment, place"
+            " FROM runs ORDER BY key"
         ):
             mailbox = by_id[row_key >> schema.SEQ_BITS]
-            run = Held(row_key & schema.MAX_SEQ, count, size, sender, to, expires_at, stored_at_ms, ids, None)
+            run = Held(row_key & schema.MAX_SEQ, count, size, sender, to, expires_at, stored_at_ms, ids)
+            run.segment, run.place = segment, place
             mailbox.recent.setdefault(sender, Recent(used_at_s=stored_at_ms // 1000)).add(split_ids(ids))
             mailbox.next_seq = max(mailbox.next_seq, run.last_seq + 1)
             mailbox.runs.append(run)
@@ -554,6 +600,9 @@ class SqliteMailboxes:
             self.totals.envelopes += count
             self.totals.size_bytes += size
         self._next_mailbox = max(by_id, default=0) + 1
+        rows = ((run.segment, run.place, run.size) for box in by_id.values() for run in box.runs)
+        if lacking := self._bodies.recover(rows):
+            raise OSError(f"segments {lacking} are missing or short; restore the backup")
 
     def _recover_recent(self, by_id: dict[int, Mailbox]) -> None:
         for row, box_id, sender, ids, at in self._db.execute(
@@ -564,6 +613,33 @@ class SqliteMailboxes:
             recent.kept(row, len(ids) // 16)
             recent.used_at_s = max(recent.used_at_s, at)
             self._next_recent = row + 1
+
+
+def _rows(batch: _Batch) -> list[tuple[object, ...]]:
+    """Return the rows of a batch's runs, with where their bodies went."""
+    return [
+        (
+            schema.key(box.id, run.first_seq),
+            run.count,
+            run.size,
+            run.sender,
+            run.to,
+            run.expires_at_s,
+            run.stored_at_ms,
+            run.ids,
+            batch.segment,
+            place,
+        )
+        for (box, run, _), place in zip(batch.held, batch.places, strict=False)  # `moved` come after
+    ]
+
+
+def _moves(batch: _Batch) -> list[tuple[int, int, int]]:
+    places = batch.places[len(batch.held) :]
+    return [
+        (schema.key(box.id, run.first_seq), batch.segment, place)
+        for (box, run, _), place in zip(batch.moved, places, strict=True)
+    ]
 
 
 def _fresh(recent: Recent, ids: list[bytes]) -> list[int] | None:

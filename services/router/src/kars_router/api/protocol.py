@@ -38,9 +38,11 @@ class DoorProtocol(HttpToolsProtocol):
 
     Attributes:
         request_timeout_s: a whole request, head and body, must arrive within this; set by a subclass.
+        max_connections: more than these are closed at once; set by a subclass.
     """
 
     request_timeout_s: ClassVar[float] = 30.0
+    max_connections: ClassVar[int] = MAX_CONNECTIONS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's signature
         super().__init__(*args, **kwargs)
@@ -53,7 +55,7 @@ class DoorProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for the first request."""
         super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]  # all that it uses
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > self.max_connections:
             transport.close()  # each costs memory outside of every other limit
             return
         self._start_timer()

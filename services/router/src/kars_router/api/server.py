@@ -7,7 +7,7 @@ from collections.abc import Generator
 import uvicorn
 
 from kars_router.api.app import DoorApp
-from kars_router.api.protocol import DoorProtocol
+from kars_router.api.protocol import MAX_CONNECTIONS, DoorProtocol
 
 _BACKLOG = 1024
 _IDLE_S = 75
@@ -16,8 +16,20 @@ _IDLE_S = 75
 class DoorServer(uvicorn.Server):
     """uvicorn without its own signal handling: the process has one composition root, and it decides."""
 
-    def __init__(self, app: DoorApp, *, drain_s: float, request_timeout_s: float) -> None:
-        protocol = type("Protocol", (DoorProtocol,), {"request_timeout_s": request_timeout_s})
+    def __init__(self, app: DoorApp, *, drain_s: float, request_timeout_s: float, open_files: int) -> None:
+        """Prepare one.
+
+        Args:
+            app: what it serves.
+            drain_s: how long calls in flight may take after `stop`.
+            request_timeout_s: how long a request may take to arrive.
+            open_files: what the process may open; at most half of it is for callers.
+        """
+        bounds = {
+            "request_timeout_s": request_timeout_s,
+            "max_connections": min(MAX_CONNECTIONS, open_files // 2),
+        }
+        protocol = type("Protocol", (DoorProtocol,), bounds)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -78,9 +78,9 @@ class Answer:
             await self._progress()
 
     async def close(self) -> None:
-        """Let go of the connection; one whose answer was not read to its end is closed."""
+        """Let go of the connection; one whose answer has not ended is closed."""
         connection, self._connection = self._connection, None
-        if connection is not None and not self.complete:
+        if connection is not None:
             connection.abort()
 
     def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
@@ -97,6 +97,7 @@ class Answer:
     def end(self, error: UpstreamError | None = None) -> None:
         """Take the end of the body, or what came instead of it (called by the connection)."""
         self.complete, self._error = error is None, error
+        self._connection = None  # which may serve another answer from now on
         self._wake()
 
     def _take(self) -> bytes:
@@ -172,9 +173,15 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and self._answer is None and not self._transport.is_closing()
 
     def ask(self, request: bytes) -> Answer:
-        """Send one request; its answer begins to arrive. Only for a connection that is usable."""
-        if self._transport is None or self._answer is not None:
+        """Send one request; its answer begins to arrive.
+
+        Raises:
+            UpstreamError: the peer has closed the connection; nothing was sent.
+        """
+        if self._answer is not None:
             raise RuntimeError("the connection is not free")
+        if self._transport is None or self._transport.is_closing():
+            raise UpstreamError("the provider closed the connection", maybe_received=False)
         answer = self._answer = Answer(self)
         self._headers, self._head_bytes, self._in_head = {}, 0, True
         self._heard = self.loop.time()

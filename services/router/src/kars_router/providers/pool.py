@@ -131,6 +131,8 @@ class PooledUpstream:
             ) from exc
         except OSError as exc:  # ssl.SSLError is one
             raise UpstreamError("the provider cannot be reached", maybe_received=False) from exc
+        if not connection.usable:
+            raise UpstreamError("the provider closed the connection", maybe_received=False)
         self._open.add(connection)
         return connection
 

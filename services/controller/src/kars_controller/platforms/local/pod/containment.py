@@ -93,7 +93,8 @@ def _base_controls(agent: AgentPlan, *, rootless: bool) -> tuple[IsolationContro
         IsolationControl(
             name="user-separation",
             state=ControlState.DEGRADED,
-            detail="agent and router are one host user; mount and pid namespaces alone keep them apart",
+            detail="agent and router are one host user and keep its groups; "
+            "mount and pid namespaces alone keep them apart",
             remedy="run kars as root",
         )
         if rootless
