@@ -55,7 +55,7 @@ def test_both_platforms_accept_it_and_store_the_same_with_the_same_defaults(
 
 
 @each_valid
-def test_kubectl_applies_it_twice_and_the_second_time_changes_nothing(
+def test_applying_it_a_second_time_changes_nothing(
     document: dict[str, Any], cluster: Cluster, namespace: str
 ) -> None:
     first, second = (cluster.apply(document, namespace, "somebody") for _ in range(2))
