@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept bench-router bench-mesh soak-mesh clean
+.PHONY: help setup demo test lint fmt proto proto-accept crds bench-router bench-mesh soak-mesh clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +21,14 @@ test: setup ## run the tests (attacks included), as root or not
 chaos-relay: setup ## kill -9 the relay, and one of three replicas with its NATS server, 20 times each under load (KILLS=)
 	@KARS_CHAOS_KILLS=$(or $(KILLS),20) $(BIN)/pytest -q --timeout 900 services/relay/tests/test_chaos.py
 
-lint: setup ## format check, lint, types, import rules, contracts
+lint: setup ## format check, lint, types, import rules, contracts, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy services sdk runtimes cli examples tests
 	@$(BIN)/lint-imports
 	@$(BIN)/buf lint
 	@$(BIN)/buf breaking proto --against proto/accepted.json
+	@$(BIN)/python -m kars_controller.crds check .
 
 fmt: setup ## format and fix what can be fixed
 	@$(BIN)/ruff format .
@@ -38,6 +39,9 @@ proto: setup ## regenerate the Python stubs from proto/
 
 proto-accept: setup ## promise the contracts as they are now (at a release)
 	@$(BIN)/buf build proto -o proto/accepted.json --exclude-source-info
+
+crds: setup ## regenerate deploy/crds and docs/reference/crds.md from the models
+	@$(BIN)/python -m kars_controller.crds write .
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py

@@ -38,6 +38,7 @@ class Administration:
         """
         self._check_audit()
         admitted = api_types.admit(raw)
+        api_types.check_change(admitted, self._store.find(ResourceKey.of(admitted.document)))
         warnings = (*admitted.warnings, *references.missing(admitted.document, self._store))
         outcome, document = self._store.apply(admitted.document, dry_run=dry_run)
         if not dry_run and outcome is not Outcome.UNCHANGED:

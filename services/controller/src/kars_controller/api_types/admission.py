@@ -11,7 +11,7 @@ from typing import Any
 from kars_common.errors import FieldViolation, InvalidInputError
 from pydantic import ValidationError
 
-from kars_controller.api_types import registry, violations
+from kars_controller.api_types import cel_rules, registry, violations
 from kars_controller.api_types.base import (
     API_VERSION,
     RESERVED_NAMESPACES,
@@ -52,7 +52,37 @@ class Admitted:
 
 
 def admit(raw: Mapping[str, Any]) -> Admitted:
-    """Check a document and complete it.
+    """Check a document of a served kind and complete it.
+
+    Raises:
+        InvalidInputError: `kind_not_served`; `schema_invalid` with one field violation for each thing
+            that is wrong.
+    """
+    named = raw.get("kind")
+    kind = registry.kind_named(named) if isinstance(named, str) else None
+    if kind is not None:
+        registry.check_served(kind)
+    return validate(raw)
+
+
+def check_change(wanted: Admitted, current: Document | None) -> None:
+    """Refuse a creation or an update that the kind's transition rules do not allow.
+
+    Args:
+        wanted: What is to be stored.
+        current: What is stored under its name; None when nothing is.
+
+    Raises:
+        InvalidInputError: `schema_invalid`.
+    """
+    old = None if current is None else current["spec"]
+    found = list(cel_rules.transitions(wanted.kind.spec, wanted.document["spec"], old))
+    if found:
+        raise refused(wanted.document, found)
+
+
+def validate(raw: Mapping[str, Any]) -> Admitted:
+    """Check a document of any kind and complete it, as an API server with our schemas does.
 
     Raises:
         InvalidInputError: `schema_invalid` with one field violation for each thing that is wrong.
@@ -110,10 +140,17 @@ def _spec(
         seen: set[str] = set()
         # A missing field may be named by the schema and by a rule; once is enough.
         return {}, [item for item in found if not (item.field in seen or seen.add(item.field))]  # type: ignore[func-returns-value]
+    spec = parsed.model_dump(mode="json", by_alias=True, exclude_none=True)
+    found += [item for item in cel_rules.violations(kind.spec, spec) if not _is_told(item.field, found)]
     if found:
         return {}, found
     warnings.extend(kind.remarks(parsed))
-    return parsed.model_dump(mode="json", by_alias=True, exclude_none=True), []
+    return spec, []
+
+
+def _is_told(field: str, found: Iterable[Violation]) -> bool:
+    """Tell whether a field, or one inside it, is reported already, in better words than a rule's."""
+    return any(item.field == field or item.field.startswith((f"{field}.", f"{field}[")) for item in found)
 
 
 def without_nulls(value: Raw) -> Raw:

@@ -6,11 +6,13 @@ weaker one: sandboxes that depend on it stay out of the mesh, and the status say
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from kars_controller.api_types.base import AGE, PHASE, ApiModel, Column, Kind, NonEmpty, Violation, dig
+from kars_controller.api_types.published import HTTPS_PATTERN, CelRule, Published
+from kars_controller.api_types.status import Status, Time
 
 AUTH_CONFIG_NAME = "default"
 
@@ -19,52 +21,90 @@ class Tenant(ApiModel):
     """The directory tenant."""
 
     tenant_id: NonEmpty
-    authority_host: str = "https://login.microsoftonline.com/"
+    """Its id."""
+    authority_host: Annotated[str, Published(pattern=HTTPS_PATTERN)] = "https://login.microsoftonline.com/"
+    """Where tokens are asked for."""
     service_management_reference: str | None = None
+    """Reference that the directory demands of new applications."""
 
 
 class AgentId(ApiModel):
     """The blueprint that agent identities are made from."""
 
     blueprint_client_id: NonEmpty
+    """Client id of the blueprint."""
     blueprint_object_id: NonEmpty
+    """Object id of the blueprint."""
     sponsor_user_object_ids: list[str] = Field(default_factory=list)
+    """People who answer for the agents."""
 
 
 class ControllerIdentity(ApiModel):
     """Whom the controller is in the directory."""
 
     managed_identity_client_id: NonEmpty
+    """Client id."""
     managed_identity_resource_id: NonEmpty
+    """Resource id."""
     managed_identity_principal_id: str | None = None
+    """Principal id."""
     credential_mode: Literal["ManagedIdentityImds", "WorkloadIdentity"] = "ManagedIdentityImds"
+    """Where the controller's credential comes from."""
 
 
 class DownstreamApi(ApiModel):
     """An API that tokens are asked for."""
 
     base_url: NonEmpty
+    """Where it is."""
     request_app_token: bool = True
+    """Whether the token is the application's, not a user's."""
     scopes: Annotated[list[NonEmpty], Field(min_length=1)]
+    """What is asked for."""
 
 
 class FoundryRole(ApiModel):
     """Roles that each agent identity gets on one scope."""
 
     scope: NonEmpty
+    """Resource id."""
     role_definition_ids: list[NonEmpty]
+    """The roles."""
 
 
 class AuthConfigSpec(ApiModel):
     """The desired identity settings."""
 
     tenant: Tenant
+    """The directory tenant."""
     agent_id: AgentId
+    """The blueprint of agent identities."""
     controller: ControllerIdentity
+    """Whom the controller is in the directory."""
     mesh_auth_backend: Literal["Anonymous", "EntraAgentIdentity"] = "Anonymous"
+    """How mesh peers prove themselves: with kars' own identities (Anonymous) or the directory's."""
     mesh_auth_audience: str | None = None
+    """Audience of the directory's tokens for the mesh."""
     downstream_apis: dict[str, DownstreamApi] = Field(default_factory=dict)
+    """APIs that tokens are asked for, by name."""
     foundry_rbac: list[FoundryRole] = Field(default_factory=list)
+    """Roles that each agent identity gets."""
+
+    cel: ClassVar[tuple[CelRule, ...]] = (
+        CelRule(
+            "!has(self.meshAuthAudience) || self.meshAuthBackend == 'EntraAgentIdentity'",
+            "not allowed unless spec.meshAuthBackend is EntraAgentIdentity",
+            ".meshAuthAudience",
+        ),
+    )
+
+
+class AuthConfigStatus(Status):
+    """What of the identity settings is in force."""
+
+    blueprint_fic_count: int | None = None
+    blueprint_fic_quota: int | None = None
+    last_reconciled_at: Time | None = None
 
 
 def _rules(spec: Mapping[str, Any]) -> Iterator[Violation]:
@@ -98,7 +138,14 @@ AUTH_CONFIG = Kind(
     namespaced=False,
     fixed_name=AUTH_CONFIG_NAME,
     spec=AuthConfigSpec,
-    columns=(PHASE, Column(name="MeshAuth", json_path=".spec.meshAuthBackend"), AGE),
+    status=AuthConfigStatus,
+    columns=(
+        Column(name="Tenant", json_path=".spec.tenant.tenantId"),
+        Column(name="Blueprint", json_path=".spec.agentId.blueprintClientId"),
+        PHASE,
+        Column(name="MeshAuth", json_path=".spec.meshAuthBackend"),
+        AGE,
+    ),
     rules=_rules,
     remarks=remarks,
 )

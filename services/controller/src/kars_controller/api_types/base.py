@@ -7,12 +7,20 @@ field that we do not understand may be a control that somebody relies on.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from kars_controller.api_types.published import (
+    NOT_BLANK_PATTERN,
+    RULES_KEYWORD,
+    SUBDOMAIN_PATTERN,
+    CelRule,
+    Published,
+)
 from kars_controller.raw import Raw
 
 API_VERSION = "kars.azure.com/v1alpha1"
@@ -30,8 +38,32 @@ class ApiModel(BaseModel):
     """One object of an API document."""
 
     model_config = ConfigDict(
-        extra="forbid", alias_generator=to_camel, strict=True, frozen=True, validate_default=False
+        extra="forbid",
+        alias_generator=to_camel,
+        strict=True,
+        frozen=True,
+        validate_default=False,
+        # What stands under a field is its description for `kubectl explain` and the reference.
+        use_attribute_docstrings=True,
     )
+
+    cel: ClassVar[tuple[CelRule, ...]] = ()
+    """Rules across the fields of this object."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Add the rules, and the defaults that are made by a factory, which pydantic leaves out."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        for info in cls.model_fields.values():
+            if info.default_factory is not None:
+                name = str(info.alias)
+                schema["properties"][name]["default"] = info.get_default(call_default_factory=True)
+        if cls.cel:
+            schema[RULES_KEYWORD] = [rule.to_schema() for rule in cls.cel]
+        return reference
 
 
 def is_label(text: str, max_length: int = 63) -> bool:
@@ -64,8 +96,8 @@ def _not_blank(text: str) -> str:
     return text
 
 
-ObjectName = Annotated[str, AfterValidator(_subdomain)]
-NonEmpty = Annotated[str, AfterValidator(_not_blank)]
+ObjectName = Annotated[str, AfterValidator(_subdomain), Published(pattern=SUBDOMAIN_PATTERN, maxLength=253)]
+NonEmpty = Annotated[str, AfterValidator(_not_blank), Published(pattern=NOT_BLANK_PATTERN)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT64)]
 Count32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
@@ -74,15 +106,20 @@ class LocalRef(ApiModel):
     """Names a resource in the same namespace."""
 
     name: ObjectName
+    """Its name."""
 
 
 class OciRef(ApiModel):
     """A signed artefact in a registry."""
 
     registry: NonEmpty
+    """Host of the registry, with its port if it has one."""
     repository: NonEmpty
-    digest: Annotated[str, AfterValidator(_digest)]
+    """Path in the registry."""
+    digest: Annotated[str, AfterValidator(_digest), Published(pattern=r"^sha(256|384|512):[a-f0-9]+$")]
+    """Digest of the manifest; a tag is not enough."""
     artifact_type: NonEmpty
+    """Media type that the artefact must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +142,9 @@ class Column:
 
 AGE = Column(name="Age", json_path=".metadata.creationTimestamp", type="date")
 PHASE = Column(name="Phase", json_path=".status.phase")
+
+CATEGORIES = ("kars",)
+"""`kubectl get kars` lists every kind."""
 
 RawSpec = dict[str, Any]
 Normalise = Callable[[RawSpec, list[str]], RawSpec]
@@ -129,10 +169,13 @@ class Kind:
     short_names: tuple[str, ...]
     columns: tuple[Column, ...]
     spec: type[ApiModel]
+    status: type[ApiModel]
     namespaced: bool = True
     max_name_length: int = 253
     fixed_name: str = ""
     """The only name that a resource of this kind may have; empty: any."""
+    not_served: str = ""
+    """Why no controller takes this kind yet, and what to do; empty: it is served."""
     normalise: Normalise = field(default=_as_is)
     """Makes a documented short form its full form, before validation; may add warnings."""
     rules: Rules = field(default=_none)

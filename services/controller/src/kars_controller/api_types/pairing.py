@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from kars_controller.api_types.base import AGE, MAX_INT64, PHASE, ApiModel, Column, Count, Kind
+from kars_controller.api_types.published import Published
+from kars_controller.api_types.status import Status, Time
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -50,14 +52,43 @@ _CAPABILITIES: tuple[Capability, ...] = ("offload", "handoff")
 class PairingSpec(ApiModel):
     """The invitation."""
 
-    token_hash: Annotated[str, AfterValidator(_hash)]
-    expires_at: Annotated[str, AfterValidator(_time)]
+    token_hash: Annotated[str, AfterValidator(_hash), Published(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the one-time secret, in hex."""
+    expires_at: Annotated[str, AfterValidator(_time), Published(format="date-time")]
+    """When the invitation and what came of it ends."""
     slots_max: Annotated[int, Field(ge=1, le=MAX_INT64)] = 1
+    """How many tasks may run at once."""
     token_budget: Count = 500_000
+    """How many tokens the peer may use."""
     capabilities: list[Capability] = Field(default_factory=lambda: list(_CAPABILITIES))
+    """What the peer may ask for."""
     display_name: str | None = None
+    """A name for people."""
     model: str | None = None
+    """The model that tasks use."""
     isolation: Literal["standard", "enhanced", "confidential"] | None = None
+    """How the sandboxes of tasks are confined."""
+
+
+class PairingStatus(Status):
+    """Who took the invitation, and what was used of it."""
+
+    phase: Literal["PendingPairing", "Active", "Expired", "Revoked", "Degraded"] | None = None
+    """One word for people; programs read the conditions."""
+    bound_peer: str | None = None
+    """The peer that took it."""
+    bound_amid: str | None = None
+    bound_pubkey_ed25519: str | None = None
+    paired_at: Time | None = None
+    slots_used: Count | None = None
+    """Tasks that run."""
+    tokens_used: Count | None = None
+    """Tokens that were used."""
+    last_offload_at: Time | None = None
+    offloads_completed: Count | None = None
+    offloads_failed: Count | None = None
+    active_sandbox: str | None = None
+    last_reconciled_at: Time | None = None
 
 
 def remarks(_spec: PairingSpec) -> Iterable[str]:
@@ -70,10 +101,13 @@ KARS_PAIRING = Kind(
     plural="karspairings",
     short_names=("cp",),
     spec=PairingSpec,
+    status=PairingStatus,
     columns=(
         PHASE,
         Column(name="Peer", json_path=".status.boundPeer"),
         Column(name="Slots", json_path=".status.slotsUsed", type="integer"),
+        Column(name="Budget", json_path=".spec.tokenBudget", type="integer"),
+        Column(name="Ready", json_path='.status.conditions[?(@.type=="Ready")].status'),
         Column(name="Expires", json_path=".spec.expiresAt", type="date"),
         AGE,
     ),

@@ -2,6 +2,9 @@
 
 import re
 
+PATTERN = r"^\s*0*[1-9][0-9]{0,8}[smh]?\s*$"
+"""The form for those who know no Python: at least one second, digits and a unit."""
+
 _FORM = re.compile(r"([0-9]{1,9})([smh]?)")
 _UNIT_MS = {"": 1000, "s": 1000, "m": 60_000, "h": 3_600_000}
 
