@@ -1,0 +1,63 @@
+"""Settings of the egress service: `KARS_EGRESS_*` from the environment, nothing else."""
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+
+import pydantic
+from kars_common.settings import ServiceSettings, service_config
+from pydantic import Field
+
+
+class EgressSettings(ServiceSettings):
+    """What the service can be told."""
+
+    model_config = service_config("KARS_EGRESS_")
+
+    trust_domain: str = "kars.local"
+    """SPIFFE trust domain."""
+
+    state_dir: Path
+    """Directory of this service alone: policies, feeds, audit log, Envoy's files. Must survive restarts."""
+
+    svid_dir: Path
+    """Where somebody keeps this service's identity fresh."""
+
+    envoy_svid_dir: Path
+    """Where somebody keeps the identity fresh that Envoy proves (`svc/egress-proxy`)."""
+
+    control_address: str = "127.0.0.1:0"
+    """Where operators and the controller are served (gRPC, mTLS)."""
+
+    resolver: str = Field(pattern=r"^[0-9a-fA-F.:\[\]]+$")
+    """`address:port` of the one name server that Envoy asks."""
+
+    envoy_concurrency: int = Field(default=1, ge=1, le=64)
+    """Worker threads of Envoy."""
+
+    envoy_network_namespace: Path | None = None
+    """Network namespace that Envoy connects from; None for this process's own."""
+
+    max_approval_s: int = Field(default=86_400, ge=60, le=7 * 86_400)
+    """Longest life of an approval."""
+
+    max_learning_s: int = Field(default=4 * 3600, ge=60, le=7 * 86_400)
+    """Longest time that a sandbox may learn."""
+
+    feeds_file: Path | None = None
+    """Blocklist feeds (JSON); None blocks nothing."""
+
+    feeds_interval_s: float = Field(default=6 * 3600.0, ge=60.0)
+    """Time between two fetches of each feed."""
+
+    @pydantic.model_validator(mode="after")
+    def _resolver_is_an_address(self) -> Self:
+        self.resolver_address()
+        return self
+
+    def resolver_address(self) -> tuple[str, int]:
+        """Return address and port of the resolver."""
+        address, _, port = self.resolver.rpartition(":")
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError("RESOLVER must be address:port")
+        return str(ipaddress.ip_address(address.strip("[]"))), int(port)

@@ -1,0 +1,228 @@
+"""Pieces of Envoy configuration that doors share: the chain that every request passes, and its answers.
+
+Order of the HTTP filters: bring the host into one form, blocklist (always, in learn mode too), end of
+approvals, ask the service (learn mode only), hand the decision to the tunnel, resolve with the address
+filter, connect. The two filters in the middle are disabled except on routes that name them.
+"""
+
+from typing import Any
+
+from kars_egress import addresses
+from kars_egress.xds import types
+from kars_egress.xds.types import typed
+
+MAX_CONNECTIONS = 1024
+"""Open connections of one sandbox; more are closed at once, and others do not notice."""
+_HTTP = "envoy.extensions.filters.http"
+_NETWORK = "envoy.extensions.filters.network"
+
+_LUA = f"""
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local authority = string.lower(headers:get(":authority") or "")
+  local host, port = string.match(authority, "^(.*):(%d+)$")
+  if host == nil then
+    host = authority
+    port = headers:get(":method") == "CONNECT" and "443" or "80"
+  end
+  host = string.gsub(host, "%.$", "")
+  headers:replace("{types.HOST_HEADER}", host)
+  headers:replace("{types.PORT_HEADER}", port)
+end
+"""
+
+_REASONS = (
+    # What Envoy says about its own answer, and what we say to the agent.
+    ("response.code_details.contains('[blocklist]')", 403, "blocklist", False),
+    ("response.code_details.contains('[expired]')", 403, "approval_expired", True),
+    ("response.code_details.contains('address_denied')", 403, "address_not_allowed", False),
+    ("response.code_details.startsWith('dns_')", 502, "name_not_resolved", False),
+    ("response.code_details.startsWith('ext_authz_error')", 503, "decision_unavailable", False),
+    ("response.code_details == 'route_not_found'", 403, "sandbox_unknown", False),
+    ("response.code_details.startsWith('upstream_reset_before')", 502, "destination_unreachable", False),
+)
+_ASK = (
+    "ask an operator: kars egress %METADATA(ROUTE:kars.egress:name)% approve "
+    "%REQ(x-kars-egress-host)%:%REQ(x-kars-egress-port)% --reason '<why>'"
+)
+_NOTHING = "nobody can approve this; use another destination, or try later"
+
+
+def http_filters() -> list[dict[str, Any]]:
+    """Return the chain that decides, the same at every door."""
+    return [
+        typed("kars.normalise", f"{_HTTP}.lua.v3.Lua", default_source_code={"inline_string": _LUA}),
+        {
+            "name": types.BLOCKLIST_FILTER,
+            "config_discovery": {
+                "config_source": ads(),
+                "type_urls": [f"{types.PREFIX}{_HTTP}.rbac.v3.RBAC"],
+            },
+        },
+        {**typed(types.TIME_FILTER, f"{_HTTP}.rbac.v3.RBAC"), "disabled": True},
+        {**_authz(), "disabled": True},
+        _hand_over(),
+        typed(
+            "envoy.filters.http.dynamic_forward_proxy",
+            f"{_HTTP}.dynamic_forward_proxy.v3.FilterConfig",
+            dns_cache_config={"name": "direct"},
+        ),
+        typed("envoy.filters.http.router", f"{_HTTP}.router.v3.Router", suppress_envoy_headers=True),
+    ]
+
+
+def connection_manager(
+    stat_prefix: str, log: dict[str, Any], dns: dict[str, Any], **routes: object
+) -> dict[str, Any]:
+    """Return the HTTP connection manager of a door; `routes` says where its routes come from."""
+    filters = http_filters()
+    filters[-2]["typed_config"]["dns_cache_config"] = dns
+    return typed(
+        "envoy.filters.network.http_connection_manager",
+        f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=stat_prefix,
+        codec_type="HTTP1",
+        http_filters=filters,
+        upgrade_configs=[{"upgrade_type": "CONNECT"}],
+        access_log=[log],
+        local_reply_config=_answers(),
+        server_name="kars-egress",
+        strip_trailing_host_dot=True,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="REJECT_REQUEST",
+        # An unfinished head is a slot that somebody else cannot have.
+        request_headers_timeout="10s",
+        stream_idle_timeout="300s",
+        delayed_close_timeout="0.1s",
+        max_request_headers_kb=32,
+        common_http_protocol_options={
+            "idle_timeout": "60s",
+            "headers_with_underscores_action": "REJECT_REQUEST",
+            "max_headers_count": 100,
+        },
+        generate_request_id=False,
+        **routes,
+    )
+
+
+def connection_limit() -> dict[str, Any]:
+    """Return the bound on open connections of one door."""
+    return typed(
+        "envoy.filters.network.connection_limit",
+        f"{_NETWORK}.connection_limit.v3.ConnectionLimit",
+        stat_prefix="door",
+        max_connections=MAX_CONNECTIONS,
+    )
+
+
+def ads() -> dict[str, Any]:
+    """Return "from this service"."""
+    return {"ads": {}, "resource_api_version": "V3"}
+
+
+def dns_cache(resolver: tuple[str, int]) -> dict[str, Any]:
+    """Return how names are resolved: by one pinned resolver, private answers dropped before anybody connects.
+
+    The filter is at the cache because a check after the choice of an address sees only the first one that is
+    tried.
+    """
+    return {
+        "name": "direct",
+        "dns_lookup_family": "ALL",
+        "dns_refresh_rate": "60s",
+        "dns_min_refresh_rate": "5s",
+        "host_ttl": "120s",
+        "dns_query_timeout": "5s",
+        "max_hosts": 8192,
+        "resolved_address_filter": {"ranges": [cidr(block) for block in (*addresses.IPV4, *addresses.IPV6)]},
+        "typed_dns_resolver_config": typed(
+            "envoy.network.dns_resolver.cares",
+            "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            resolvers=[{"socket_address": {"address": resolver[0], "port_value": resolver[1]}}],
+            dns_resolver_options={"no_default_search_domain": True},
+        ),
+    }
+
+
+def cidr(block: str) -> dict[str, Any]:
+    """Return an address block in Envoy's form."""
+    prefix, _, length = block.partition("/")
+    return {"address_prefix": prefix, "prefix_len": int(length)}
+
+
+def _authz() -> dict[str, Any]:
+    return typed(
+        types.AUTHZ_FILTER,
+        f"{_HTTP}.ext_authz.v3.ExtAuthz",
+        transport_api_version="V3",
+        failure_mode_allow=False,
+        status_on_error={"code": "ServiceUnavailable"},
+        grpc_service={"envoy_grpc": {"cluster_name": types.CONTROL_CLUSTER}, "timeout": "1s"},
+    )
+
+
+def _hand_over() -> dict[str, Any]:
+    """Tell the internal listener what was allowed, in a place that no client can write to."""
+
+    def state(key: str, text: str) -> dict[str, Any]:
+        return {
+            "object_key": key,
+            "factory_key": key if key.startswith("envoy.upstream") else "envoy.string",
+            "format_string": {"text_format_source": {"inline_string": text}},
+            "shared_with_upstream": "ONCE",
+        }
+
+    return typed(
+        "kars.hand_over",
+        f"{_HTTP}.set_filter_state.v3.Config",
+        on_request_headers=[
+            state("kars.egress.host", f"%REQ({types.HOST_HEADER})%"),
+            state("kars.egress.sandbox", "%METADATA(ROUTE:kars.egress:sandbox)%"),
+            state("envoy.upstream.dynamic_host", f"%REQ({types.HOST_HEADER})%"),
+            state("envoy.upstream.dynamic_port", f"%REQ({types.PORT_HEADER})%"),
+        ],
+    )
+
+
+def _answers() -> dict[str, Any]:
+    """Return what an agent reads when it is refused: what, which rule, what to do next."""
+    mappers = [
+        _mapper(expression, status, reason, _ASK if askable else _NOTHING)
+        for expression, status, reason, askable in _REASONS
+    ]
+    mappers.append(
+        _mapper(
+            "response.code_details == 'direct_response'", 403, "%METADATA(ROUTE:kars.egress:reason)%", _ASK
+        )
+    )
+    return {"mappers": mappers}
+
+
+def _mapper(expression: str, status: int, reason: str, next_step: str) -> dict[str, Any]:
+    return {
+        "filter": {
+            "extension_filter": typed(
+                "cel",
+                "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+                expression=expression,
+            )
+        },
+        "status_code": status,
+        "headers_to_add": [
+            {
+                "header": {"key": "x-kars-reason", "value": reason},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
+        "body_format_override": {
+            "json_format": {
+                "error": "egress_denied",
+                "reason": reason,
+                "rule": "%METADATA(ROUTE:kars.egress:rule)%",
+                "host": f"%REQ({types.HOST_HEADER})%",
+                "port": f"%REQ({types.PORT_HEADER})%",
+                "next_step": next_step,
+            }
+        },
+    }

@@ -1,0 +1,230 @@
+"""Compiles the policy of one sandbox into Envoy's routes.
+
+One virtual host for all entries that mean the same. Envoy chooses the most specific virtual host and looks no
+further, so each gets everything that holds for its pattern, from wider entries and approvals too: otherwise
+an approval for `api.a.test` that ended would hide the permanent `*.a.test`. Every virtual host ends in a
+denial that says why. An approval is a condition on the proxy's clock: it ends there, whoever else is alive.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from kars.egress.envoy import route_pb2
+
+from kars_egress.policy.entries import Entry, HostPattern
+from kars_egress.policy.sandboxes import SandboxPolicy
+from kars_egress.xds import types
+
+MAX_TUNNEL_S = 900
+"""An open tunnel ends after this, and is asked for again: the bound on what a revocation misses."""
+_NOT_FOR_THE_ORIGIN = (
+    types.HOST_HEADER,
+    types.PORT_HEADER,
+    *("x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-forwarded-client-cert"),
+    "proxy-authorization",
+    # What a metadata service takes as proof that nobody tricked the caller.
+    *("metadata", "metadata-flavor", "x-metadata-token", "x-google-metadata-request"),
+    *("x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """An entry and when it ends; infinity for the allowlist's."""
+
+    entry: Entry
+    until_s: float
+    rule: str
+
+
+def compile_routes(policy: SandboxPolicy, now_s: float) -> bytes:
+    """Return the RouteConfiguration of a sandbox."""
+    grants = [_Grant(entry, math.inf, "allowlist") for entry in policy.entries]
+    for approval in policy.approvals:
+        grants += [_Grant(entry, approval.expires_s, approval.id) for entry in approval.entries]
+    hosts = [*_virtual_hosts(policy, grants, now_s), _everything_else(policy, now_s)]
+    return route_pb2.RouteConfiguration(
+        name=routes_name(policy), virtual_hosts=hosts, request_headers_to_remove=_NOT_FOR_THE_ORIGIN
+    ).SerializeToString(deterministic=True)
+
+
+def compile_scope(policy: SandboxPolicy, identity: str) -> bytes:
+    """Return what leads a gateway from a proven identity to the sandbox's routes."""
+    return route_pb2.ScopedRouteConfiguration(
+        name=f"scope/{policy.sandbox}",
+        route_configuration_name=routes_name(policy),
+        key=route_pb2.ScopedRouteConfiguration.Key(
+            fragments=[route_pb2.ScopedRouteConfiguration.Key.Fragment(string_key=identity)]
+        ),
+    ).SerializeToString(deterministic=True)
+
+
+def routes_name(policy: SandboxPolicy) -> str:
+    """Return the name under which Envoy asks for the routes."""
+    return f"sandbox/{policy.sandbox}"
+
+
+def _virtual_hosts(
+    policy: SandboxPolicy, grants: list[_Grant], now_s: float
+) -> Iterable[route_pb2.VirtualHost]:
+    places = {(grant.entry.pattern, grant.entry.port) for grant in grants}
+    same: dict[tuple[_Grant, ...], list[str]] = defaultdict(list)
+    for pattern, port in sorted(places, key=lambda place: (str(place[0]), place[1])):
+        holding = [
+            grant for grant in grants if grant.entry.port == port and grant.entry.pattern.covers(pattern)
+        ]
+        same[_meaning(holding)] += _domains(pattern, port, holding)
+    for number, (meaning, domains) in enumerate(same.items()):
+        yield route_pb2.VirtualHost(
+            name=f"allow-{number}", domains=domains, routes=_routes(policy, meaning, now_s)
+        )
+
+
+def _meaning(holding: list[_Grant]) -> tuple[_Grant, ...]:
+    """Reduce grants to what they do at one place: the host is the virtual host's business."""
+    anywhere = HostPattern("place.invalid")
+    reduced: dict[Entry, _Grant] = {}
+    for grant in holding:
+        entry = Entry(anywhere, 0, grant.entry.scheme, grant.entry.methods, grant.entry.paths)
+        known = reduced.get(entry)
+        if known is None or known.until_s < grant.until_s:
+            reduced[entry] = _Grant(entry, grant.until_s, grant.rule)
+    # What never ends goes first: a route that ended denies, and Envoy does not try the next.
+    return tuple(sorted(reduced.values(), key=lambda grant: (-grant.until_s, str(grant.entry))))
+
+
+def _domains(pattern: HostPattern, port: int, holding: list[_Grant]) -> list[str]:
+    domains = [f"{pattern}:{port}"]
+    if port == 80 and any(grant.entry.scheme == "http" for grant in holding):
+        domains.append(str(pattern))
+    return domains
+
+
+def _routes(policy: SandboxPolicy, meaning: tuple[_Grant, ...], now_s: float) -> list[route_pb2.Route]:
+    routes: list[route_pb2.Route] = []
+    for grant in meaning:
+        for match in _matches(grant.entry):
+            route = route_pb2.Route(name="allow", match=match, route=_action(grant, now_s))
+            reason = "allowlist"
+            if grant.until_s != math.inf:
+                reason = "approval"
+                route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
+            route.metadata.CopyFrom(_metadata(policy, reason, grant.rule))
+            routes.append(route)
+    return routes + _denials(policy)
+
+
+def _matches(entry: Entry) -> list[route_pb2.RouteMatch]:
+    if entry.scheme == "https":
+        return [route_pb2.RouteMatch(connect_matcher=route_pb2.RouteMatch.ConnectMatcher())]
+    found = []
+    for method in entry.methods or (None,):
+        headers = [_header(":scheme", "http")]
+        if method is not None:
+            headers.append(_header(":method", method))
+        for path in entry.paths or ("/",):
+            if path.endswith("/"):
+                found.append(route_pb2.RouteMatch(prefix=path, headers=headers))
+            else:
+                found.append(route_pb2.RouteMatch(path=path, headers=headers))
+                found.append(route_pb2.RouteMatch(prefix=f"{path}/", headers=headers))
+    return found
+
+
+def _header(name: str, value: str) -> route_pb2.HeaderMatcher:
+    return route_pb2.HeaderMatcher(name=name, string_match=route_pb2.StringMatcher(exact=value))
+
+
+def _action(grant: _Grant, now_s: float) -> route_pb2.RouteAction:
+    remaining_s = (
+        min(MAX_TUNNEL_S, max(1, math.ceil(grant.until_s - now_s)))
+        if math.isfinite(grant.until_s)
+        else MAX_TUNNEL_S
+    )
+    action = route_pb2.RouteAction(
+        cluster=types.TUNNEL_CLUSTER if grant.entry.scheme == "https" else types.DIRECT_CLUSTER,
+        timeout=Duration(),
+        max_stream_duration=route_pb2.RouteAction.MaxStreamDuration(
+            max_stream_duration=Duration(seconds=remaining_s)
+        ),
+    )
+    if grant.entry.scheme == "https":
+        action.upgrade_configs.add(upgrade_type="CONNECT").connect_config.SetInParent()
+    return action
+
+
+def _everything_else(policy: SandboxPolicy, now_s: float) -> route_pb2.VirtualHost:
+    routes: list[route_pb2.Route] = []
+    if policy.learning_until_s > now_s:
+        for scheme in ("https", "http"):
+            grant = _Grant(
+                Entry(HostPattern("place.invalid"), 0, scheme), policy.learning_until_s, "learning"
+            )
+            for match in _matches(grant.entry):
+                route = route_pb2.Route(name="ask", match=match, route=_action(grant, now_s))
+                route.metadata.CopyFrom(_metadata(policy, "learning", "learning"))
+                route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
+                route.typed_per_filter_config[types.AUTHZ_FILTER].CopyFrom(_ask(policy))
+                routes.append(route)
+    return route_pb2.VirtualHost(name="everything-else", domains=["*"], routes=routes + _denials(policy))
+
+
+def _denials(policy: SandboxPolicy) -> list[route_pb2.Route]:
+    matches = (
+        route_pb2.RouteMatch(connect_matcher=route_pb2.RouteMatch.ConnectMatcher()),
+        route_pb2.RouteMatch(prefix="/"),
+    )
+    return [
+        route_pb2.Route(
+            name="deny",
+            match=match,
+            metadata=_metadata(policy, "not_in_allowlist", ""),
+            direct_response=route_pb2.DirectResponseAction(status=403),
+        )
+        for match in matches
+    ]
+
+
+def _metadata(policy: SandboxPolicy, reason: str, rule: str) -> route_pb2.Metadata:
+    metadata = route_pb2.Metadata()
+    metadata.filter_metadata[types.METADATA].update(
+        {"sandbox": str(policy.sandbox), "name": policy.sandbox.name, "reason": reason, "rule": rule}
+    )
+    return metadata
+
+
+def _until(end_s: float) -> AnyMessage:
+    """Deny from a moment on, by the proxy's clock."""
+    moment = datetime.fromtimestamp(end_s, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    now = route_pb2.Expr(
+        select_expr=route_pb2.Expr.Select(
+            operand=route_pb2.Expr(ident_expr=route_pb2.Expr.Ident(name="request")), field="time"
+        )
+    )
+    end = route_pb2.Expr(
+        call_expr=route_pb2.Expr.Call(
+            function="timestamp",
+            args=[route_pb2.Expr(const_expr=route_pb2.Expr.Constant(string_value=moment))],
+        )
+    )
+    over = route_pb2.Expr(call_expr=route_pb2.Expr.Call(function="_>=_", args=[now, end]))
+    everything = [route_pb2.Permission(any=True)]
+    policy = route_pb2.Policy(permissions=everything, principals=everything, condition=over)
+    rules = route_pb2.RbacRules(action=1, policies={"expired": policy})
+    return types.any_of(
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
+        route_pb2.RbacPerRoute(rbac=route_pb2.RbacHttp(rules=rules)),
+    )
+
+
+def _ask(policy: SandboxPolicy) -> AnyMessage:
+    settings = route_pb2.ExtAuthzPerRoute.CheckSettings(context_extensions={"sandbox": str(policy.sandbox)})
+    return types.any_of(
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        route_pb2.ExtAuthzPerRoute(check_settings=settings),
+    )
