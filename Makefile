@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept bench-router clean
+.PHONY: test-packages help setup demo test lint fmt proto proto-accept bench-router clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +14,11 @@ setup: ## install uv and the locked environments (no root needed)
 demo: setup ## run the quickstart agent in a sandbox, attack it, print the proofs (MODEL=local: a real small model)
 	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL)) $(if $(FAULT),--fault $(FAULT))
 
-test: setup ## run the tests (attacks included), as root or not
+test: setup test-packages ## run the tests (attacks included), as root or not
 	@$(BIN)/pytest -q
+
+test-packages:
+	@tools/debian-packages
 
 lint: setup ## format check, lint, types, import rules, contracts
 	@$(BIN)/ruff format --check .

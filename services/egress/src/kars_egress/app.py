@@ -37,7 +37,9 @@ from kars_egress.decisions.spool import Spool
 from kars_egress.enforcement import Enforcement
 from kars_egress.envoy import bootstrap, identity_files
 from kars_egress.envoy.process import EnvoyProcess
+from kars_egress.names.serving import NameServers
 from kars_egress.settings import EgressSettings
+from kars_egress.xds import encoding, topology, types
 from kars_egress.xds.snapshot import Snapshot
 from kars_egress.xds.subscription import Subscriptions
 from kars_egress.xds.topology import Place
@@ -74,13 +76,16 @@ class EgressApp:
         self.snapshot = Snapshot()
         self.subscriptions = Subscriptions()
         self.audit = _open_log(settings)
+        self.names = NameServers()
         self.enforcement = Enforcement(
             self.snapshot,
             place,
             trust_domain=settings.trust_domain,
             directory=settings.state_dir / "sandboxes",
             clock_s=clock_s,
+            names=self.names,
         )
+        self._open_gateway(place)
         feeds = read_feeds(settings.feeds_file) if settings.feeds_file is not None else []
         self.blocklist = Blocklist(feeds, settings.state_dir / "feeds", self.snapshot, clock_s)
         self.envoy = EnvoyProcess(
@@ -129,6 +134,7 @@ class EgressApp:
                 await self.proxy_server.stop(1)
                 for task in tasks:
                     task.cancel()
+                self.names.close()
         await self.decisions.read_once()  # what Envoy wrote at its end
         await self.audit.close()
 
@@ -145,6 +151,12 @@ class EgressApp:
             await stop.wait()
             _LOG.info("egress stops")
         return 0
+
+    def _open_gateway(self, place: Place) -> None:
+        address = self._settings.gateway()
+        if address is not None:
+            door = topology.gateway(place, address, bootstrap.server_socket(self._directory))
+            self.snapshot.put(types.LISTENER, "gateway", encoding.listener(door))
 
     def _proxy_server(self, clock_s: Callable[[], float]) -> RpcServer:
         limits = ServerLimits(max_message_bytes=_MAX_PUSH_BYTES)

@@ -18,6 +18,7 @@ from kars_common import files
 from kars_common.errors import InvalidInputError, NotFoundError
 from kars_common.spiffe import SpiffeId
 
+from kars_egress.names.serving import NameServers
 from kars_egress.policy.entries import Entry
 from kars_egress.policy.sandboxes import Approval, SandboxId, SandboxPolicy, from_json, to_json
 from kars_egress.xds import encoding, routes, topology, types
@@ -43,6 +44,7 @@ class Enforcement:
         trust_domain: str,
         directory: Path | None,
         clock_s: Callable[[], float],
+        names: NameServers,
     ) -> None:
         """Build it empty; `load` reads what was kept.
 
@@ -52,7 +54,9 @@ class Enforcement:
             trust_domain: of the identities by which a gateway knows sandboxes.
             directory: where policies are kept; None keeps nothing.
             clock_s: the wall clock.
+            names: serves each sandbox that has a namespace.
         """
+        self._names = names
         self._snapshot = snapshot
         self._place = place
         self._trust_domain = trust_domain
@@ -112,6 +116,7 @@ class Enforcement:
         policy = self._policies.pop(sandbox, None)
         if policy is None:
             return
+        self._names.remove(sandbox)
         for name in topology.doors(policy, self._place):
             self._snapshot.remove(types.LISTENER, name)
         for name in topology.door_clusters(policy):
@@ -199,6 +204,7 @@ class Enforcement:
             policy.generation,
             policy.network_namespace,
         )
+        self._names.place(sandbox, policy.network_namespace)
         if policy.network_namespace and placed:
             doors = {
                 name: encoding.listener(door) for name, door in topology.doors(policy, self._place).items()

@@ -38,6 +38,9 @@ class EgressSettings(ServiceSettings):
     envoy_network_namespace: Path | None = None
     """Network namespace that Envoy connects from; None for this process's own."""
 
+    gateway_address: str | None = None
+    """`address:port` of a shared door for sandboxes that prove themselves by certificate; None for none."""
+
     max_approval_s: int = Field(default=86_400, ge=60, le=7 * 86_400)
     """Longest life of an approval."""
 
@@ -53,11 +56,20 @@ class EgressSettings(ServiceSettings):
     @pydantic.model_validator(mode="after")
     def _resolver_is_an_address(self) -> Self:
         self.resolver_address()
+        self.gateway()
         return self
+
+    def gateway(self) -> tuple[str, int] | None:
+        """Return address and port of the shared door."""
+        return None if self.gateway_address is None else _address(self.gateway_address, "GATEWAY_ADDRESS")
 
     def resolver_address(self) -> tuple[str, int]:
         """Return address and port of the resolver."""
-        address, _, port = self.resolver.rpartition(":")
-        if not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError("RESOLVER must be address:port")
-        return str(ipaddress.ip_address(address.strip("[]"))), int(port)
+        return _address(self.resolver, "RESOLVER")
+
+
+def _address(text: str, name: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{name} must be address:port")
+    return str(ipaddress.ip_address(address.strip("[]"))), int(port)

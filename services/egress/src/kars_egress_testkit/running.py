@@ -17,7 +17,7 @@ from kars_egress.policy.sandboxes import SandboxId
 from kars_egress_testkit import service, world
 from kars_egress_testkit.names import NameServer
 from kars_egress_testkit.origins import Origins
-from kars_egress_testkit.service import DEADLINE_S, SANDBOX, Agent, Egress
+from kars_egress_testkit.service import DEADLINE_S, OTHER, SANDBOX, Agent, Egress
 
 _Result = TypeVar("_Result")
 
@@ -56,6 +56,20 @@ class Scene:
             await self.egress.in_force(sandbox)
 
         self.call(run)
+
+    def other_agent_is_served(self) -> bool:
+        """Give a second sandbox the same policy and let it fetch."""
+        other = world.sandbox()
+        try:
+            entries = (Entry.build("api.allowed.test", scheme="http"),)
+            self.call(lambda: self.egress.allow(other, *entries, sandbox=OTHER))
+            return Agent(other).http("api.allowed.test").status == 200
+        finally:
+            self.call(self._remove_other)
+            other.close()
+
+    async def _remove_other(self) -> None:
+        self.egress.app.enforcement.remove(OTHER)
 
     def denied(self, **wanted: object) -> dict[str, Any]:
         """Wait for a denial in the audit log that has these fields; returns the last one."""
@@ -96,7 +110,11 @@ class _Parts:
 
 @contextlib.contextmanager
 def scene(
-    directory: Path, *, fetcher: Fetcher | None = None, feeds_file: Path | None = None
+    directory: Path,
+    *,
+    fetcher: Fetcher | None = None,
+    feeds_file: Path | None = None,
+    gateway_address: str | None = None,
 ) -> Iterator[Scene]:
     """Run everything for the length of a block."""
     with contextlib.ExitStack() as stack:
@@ -104,7 +122,13 @@ def scene(
         thread = _LoopThread()
         stack.callback(thread.stop)
         egress = thread.enter(
-            lambda: service.serving(directory, parts.internet, fetcher=fetcher, feeds_file=feeds_file)
+            lambda: service.serving(
+                directory,
+                parts.internet,
+                fetcher=fetcher,
+                feeds_file=feeds_file,
+                gateway_address=gateway_address,
+            )
         )
         yield Scene(egress, thread.loop, directory, parts)
 

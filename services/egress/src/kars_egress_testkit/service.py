@@ -228,6 +228,7 @@ async def serving(
     fetcher: Fetcher | None = None,
     feeds_file: Path | None = None,
     authority: MemoryAuthority | None = None,
+    gateway_address: str | None = None,
 ) -> AsyncIterator[Egress]:
     """Run the service and its Envoy for the length of a block."""
     authority = authority or MemoryAuthority()
@@ -238,6 +239,7 @@ async def serving(
         resolver=f"{world.RESOLVER[0]}:{world.RESOLVER[1]}",
         envoy_network_namespace=internet.path,
         feeds_file=feeds_file,
+        gateway_address=gateway_address,
     )
     app = EgressApp(
         settings,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from kars_egress import namespaces as entering
 from pyroute2 import IPRoute
 
 _Result = TypeVar("_Result")
-_CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _ROOT = Path("/run/kars-test")
@@ -63,19 +63,7 @@ class Namespace:
 
     def run(self, function: Callable[[], _Result]) -> _Result:
         """Call something in a thread that is inside; sockets that it makes stay there."""
-        outcome: Future[_Result] = Future()
-
-        def inside() -> None:
-            try:
-                self._enter()
-                outcome.set_result(function())
-            except BaseException as error:  # noqa: BLE001 (handed on)
-                outcome.set_exception(error)
-
-        thread = threading.Thread(target=inside, name=f"in {self.path.name}")
-        thread.start()
-        thread.join()
-        return outcome.result()
+        return entering.inside(self.path, function)
 
     def address(self, *addresses: str) -> None:
         """Give the loop-back more addresses."""
@@ -106,7 +94,7 @@ class Namespace:
 
     def _make(self, made: "Future[None]") -> None:
         try:
-            _check(_libc().unshare(_CLONE_NEWNET))
+            _check(_libc().unshare(entering.CLONE_NEWNET))
             source = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
             _check(_libc().mount(source.encode(), str(self.path).encode(), b"none", _MS_BIND, None))
             with IPRoute() as route:
@@ -114,13 +102,6 @@ class Namespace:
             made.set_result(None)
         except BaseException as error:  # noqa: BLE001 (handed on)
             made.set_exception(error)
-
-    def _enter(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _check(_libc().setns(descriptor, _CLONE_NEWNET))
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

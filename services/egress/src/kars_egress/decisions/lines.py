@@ -112,7 +112,7 @@ def _reason(fields: dict[str, object], kind: str, details: str) -> str:
 def _allowed(fields: dict[str, object], kind: str, details: str, reason: str) -> bool:
     if kind == "tunnel":
         return reason == "tunnel"
-    if fields.get("route") not in {"allow", "ask"}:
+    if _text(fields, "route", 16) not in {"allow", "ask"}:
         return False
     return not any(words in details for words, _ in _DETAILS)
 

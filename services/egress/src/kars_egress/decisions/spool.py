@@ -45,12 +45,10 @@ class Spool:
             return
         self._inode, self._offset = self._pending_inode, self._pending_offset
         files.replace(self._cursor_file, orjson.dumps({"inode": self._inode, "offset": self._offset}))
-        for file in self._files()[:-1]:
-            status = file.stat()
-            if status.st_ino != self._inode:
-                file.unlink()
-            else:
+        for file in self._older():  # oldest first
+            if file.stat().st_ino == self._inode:
                 break
+            file.unlink()
 
     def rotate_if_large(self, reopen: Callable[[], None], limit: int = MAX_FILE_BYTES) -> bool:
         """Rename a large file and let Envoy open a new one."""

@@ -76,17 +76,33 @@ def render(*, node: str, directory: Path, control: dict[str, Any], server_name: 
     )
 
 
-def _control(directory: Path, address: dict[str, Any], server_name: str, server_id: str) -> dict[str, Any]:
-    def secret(name: str, file: str) -> dict[str, Any]:
-        source = {
-            "path_config_source": {
-                "path": str(directory / file),
-                "watched_directory": {"path": str(directory)},
-            },
-            "resource_api_version": "V3",
-        }
-        return {"name": name, "sds_config": source}
+def tls_context(directory: Path, **validation: object) -> dict[str, Any]:
+    """Return the TLS context of the files that are kept fresh; the other side must prove itself too."""
+    return {
+        "tls_certificate_sds_secret_configs": [_secret(directory, "identity")],
+        "combined_validation_context": {
+            "default_validation_context": validation,
+            "validation_context_sds_secret_config": _secret(directory, "roots"),
+        },
+    }
 
+
+def server_socket(directory: Path) -> dict[str, Any]:
+    """Return the transport socket of a door that demands certificates."""
+    return typed(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        require_client_certificate=True,
+        common_tls_context=tls_context(directory),
+    )
+
+
+def _secret(directory: Path, name: str) -> dict[str, Any]:
+    path = {"path": str(directory / f"{name}.json"), "watched_directory": {"path": str(directory)}}
+    return {"name": name, "sds_config": {"path_config_source": path, "resource_api_version": "V3"}}
+
+
+def _control(directory: Path, address: dict[str, Any], server_name: str, server_id: str) -> dict[str, Any]:
     exact = {"san_type": "URI", "matcher": {"exact": server_id}}
     tls = typed(
         "envoy.transport_sockets.tls",
@@ -94,11 +110,7 @@ def _control(directory: Path, address: dict[str, Any], server_name: str, server_
         sni=server_name,
         common_tls_context={
             "alpn_protocols": ["h2"],
-            "tls_certificate_sds_secret_configs": [secret("identity", "identity.json")],
-            "combined_validation_context": {
-                "default_validation_context": {"match_typed_subject_alt_names": [exact]},
-                "validation_context_sds_secret_config": secret("roots", "roots.json"),
-            },
+            **tls_context(directory, match_typed_subject_alt_names=[exact]),
         },
     )
     keepalive = {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}

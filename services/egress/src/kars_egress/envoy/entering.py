@@ -3,22 +3,17 @@
 Envoy connects to the internet from where it was started; a door that it opens elsewhere does not change that.
 """
 
-import ctypes
 import os
 import sys
 
-_CLONE_NEWNET = 0x40000000
+from kars_egress import namespaces
 
 
 def main(arguments: list[str]) -> None:
     """Enter, then become the program."""
     namespace, *program = arguments
-    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.setns(descriptor, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), namespace)
-    os.execv(program[0], program)  # noqa: S606 (the supervisor's own command line)
+    namespaces.enter(namespace)
+    os.execv(program[0], program)  # noqa: S606 - the supervisor's own command line
 
 
 if __name__ == "__main__":

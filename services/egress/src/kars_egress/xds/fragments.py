@@ -92,7 +92,7 @@ def connection_manager(
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
         # An unfinished head is a slot that somebody else cannot have.
-        request_headers_timeout="10s",
+        request_headers_timeout="5s",
         stream_idle_timeout="300s",
         delayed_close_timeout="0.1s",
         max_request_headers_kb=32,

@@ -22,6 +22,7 @@ from kars_egress.xds import types
 
 MAX_TUNNEL_S = 900
 """An open tunnel ends after this, and is asked for again: the bound on what a revocation misses."""
+_ANYWHERE = HostPattern("place.invalid")
 _NOT_FOR_THE_ORIGIN = (
     types.HOST_HEADER,
     types.PORT_HEADER,
@@ -78,6 +79,9 @@ def _virtual_hosts(
         holding = [
             grant for grant in grants if grant.entry.port == port and grant.entry.pattern.covers(pattern)
         ]
+        if policy.learning_until_s > now_s:
+            # A route that ended denies, and Envoy does not try the next: the service is asked instead.
+            holding = [grant for grant in holding if grant.until_s >= policy.learning_until_s]
         same[_meaning(holding)] += _domains(pattern, port, holding)
     for number, (meaning, domains) in enumerate(same.items()):
         yield route_pb2.VirtualHost(
@@ -87,10 +91,9 @@ def _virtual_hosts(
 
 def _meaning(holding: list[_Grant]) -> tuple[_Grant, ...]:
     """Reduce grants to what they do at one place: the host is the virtual host's business."""
-    anywhere = HostPattern("place.invalid")
     reduced: dict[Entry, _Grant] = {}
     for grant in holding:
-        entry = Entry(anywhere, 0, grant.entry.scheme, grant.entry.methods, grant.entry.paths)
+        entry = Entry(_ANYWHERE, 0, grant.entry.scheme, grant.entry.methods, grant.entry.paths)
         known = reduced.get(entry)
         if known is None or known.until_s < grant.until_s:
             reduced[entry] = _Grant(entry, grant.until_s, grant.rule)
@@ -116,7 +119,7 @@ def _routes(policy: SandboxPolicy, meaning: tuple[_Grant, ...], now_s: float) ->
                 route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
             route.metadata.CopyFrom(_metadata(policy, reason, grant.rule))
             routes.append(route)
-    return routes + _denials(policy)
+    return routes + _rest(policy, now_s)
 
 
 def _matches(entry: Entry) -> list[route_pb2.RouteMatch]:
@@ -159,19 +162,22 @@ def _action(grant: _Grant, now_s: float) -> route_pb2.RouteAction:
 
 
 def _everything_else(policy: SandboxPolicy, now_s: float) -> route_pb2.VirtualHost:
+    return route_pb2.VirtualHost(name="everything-else", domains=["*"], routes=_rest(policy, now_s))
+
+
+def _rest(policy: SandboxPolicy, now_s: float) -> list[route_pb2.Route]:
+    """Return what every virtual host ends in: the question while learning, then the denial."""
     routes: list[route_pb2.Route] = []
     if policy.learning_until_s > now_s:
         for scheme in ("https", "http"):
-            grant = _Grant(
-                Entry(HostPattern("place.invalid"), 0, scheme), policy.learning_until_s, "learning"
-            )
+            grant = _Grant(Entry(_ANYWHERE, 0, scheme), policy.learning_until_s, "learning")
             for match in _matches(grant.entry):
                 route = route_pb2.Route(name="ask", match=match, route=_action(grant, now_s))
                 route.metadata.CopyFrom(_metadata(policy, "learning", "learning"))
                 route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
                 route.typed_per_filter_config[types.AUTHZ_FILTER].CopyFrom(_ask(policy))
                 routes.append(route)
-    return route_pb2.VirtualHost(name="everything-else", domains=["*"], routes=routes + _denials(policy))
+    return routes + _denials(policy)
 
 
 def _denials(policy: SandboxPolicy) -> list[route_pb2.Route]:

@@ -84,7 +84,7 @@ def shared_listeners(place: Place) -> dict[str, dict[str, Any]]:
             "name": "tunnel",
             "internal_listener": {},
             "listener_filters": [_INSPECT_TLS],
-            "listener_filters_timeout": "10s",
+            "listener_filters_timeout": "5s",
             "access_log": [_tunnel_log(place)],
             "filter_chains": [
                 {"filter_chain_match": {"transport_protocol": "tls"}, "filters": [check, resolve, connect]}
@@ -126,7 +126,7 @@ def doors(policy: SandboxPolicy, place: Place) -> dict[str, dict[str, Any]]:
         f"{prefix}/tls": {
             **_door(policy, f"{prefix}/tls", ("0.0.0.0", 443), capture),  # noqa: S104 (an empty namespace)
             "listener_filters": [_INSPECT_TLS],
-            "listener_filters_timeout": "10s",
+            "listener_filters_timeout": "5s",
         },
         f"door/{policy.sandbox}": {
             "name": f"door/{policy.sandbox}",
