@@ -23,6 +23,8 @@ from pyroute2 import IPRoute
 _Result = TypeVar("_Result")
 _MS_BIND = 4096
 _MNT_DETACH = 2
+_NO_DAD = 2
+"""An address is there at once, instead of after it was looked for elsewhere."""
 _ROOT = Path("/run/kars-test")
 
 PUBLIC = "203.0.113.10"
@@ -73,7 +75,7 @@ class Namespace:
                 for address in addresses:
                     family = socket.AF_INET6 if ":" in address else socket.AF_INET
                     length = 128 if ":" in address else 32
-                    route.addr("add", index=1, address=address, prefixlen=length, family=family)
+                    route.addr("add", index=1, address=address, prefixlen=length, family=family, flags=_NO_DAD)
 
         self.run(add)
 

@@ -85,10 +85,13 @@ class EnvoyProcess:
                 start_new_session=True,
             )
         self.starts += 1
-        with _pidfd(process.pid) as descriptor:
-            files.replace(self._pid_file, str(process.pid).encode())
-            await self._watch(process.pid, descriptor)
-        return await process.wait()
+        try:
+            with _pidfd(process.pid) as descriptor:
+                files.replace(self._pid_file, str(process.pid).encode())
+                await self._watch(process.pid, descriptor)
+        finally:
+            code = await asyncio.shield(process.wait())  # it has ended: this only takes its code
+        return code
 
     async def _watch(self, pid: int, descriptor: int) -> None:
         self.pid = pid
