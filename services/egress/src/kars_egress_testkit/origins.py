@@ -24,13 +24,13 @@ RAW_PORTS = (9,)
 class Origins:
     """Listens until closed; remembers what arrived."""
 
-    def __init__(self, world: Namespace, directory: Path) -> None:
+    def __init__(self, world: Namespace, directory: Path, *, listen: bool = True) -> None:
         """Open the ports."""
         self.requests: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
         self._context = _context(directory)
         self._sockets: list[socket.socket] = []
-        for family in (socket.AF_INET, socket.AF_INET6):
+        for family in (socket.AF_INET, socket.AF_INET6) if listen else ():
             for port in (*HTTP_PORTS, *TLS_PORTS, *RAW_PORTS):
                 listening = world.run(functools.partial(_listen, family, port))
                 self._sockets.append(listening)

@@ -97,14 +97,14 @@ class Scene:
 
 
 class _Parts:
-    def __init__(self, stack: contextlib.ExitStack, directory: Path) -> None:
+    def __init__(self, stack: contextlib.ExitStack, directory: Path, *, origins: bool) -> None:
         self.internet = world.internet()
         stack.callback(self.internet.close)
         self.inside = world.sandbox()
         stack.callback(self.inside.close)
         self.names = NameServer(self.internet)
         stack.callback(self.names.close)
-        self.origins = Origins(self.internet, directory)
+        self.origins = Origins(self.internet, directory, listen=origins)
         stack.callback(self.origins.close)
 
 
@@ -115,10 +115,11 @@ def scene(
     fetcher: Fetcher | None = None,
     feeds_file: Path | None = None,
     gateway_address: str | None = None,
+    origins: bool = True,
 ) -> Iterator[Scene]:
-    """Run everything for the length of a block."""
+    """Run everything for the length of a block; `origins` False leaves the ports to others."""
     with contextlib.ExitStack() as stack:
-        parts = _Parts(stack, directory)
+        parts = _Parts(stack, directory, origins=origins)
         thread = _LoopThread()
         stack.callback(thread.stop)
         egress = thread.enter(
