@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: test-packages help setup demo test lint fmt proto proto-accept bench-router clean
+.PHONY: test-packages help setup demo test lint fmt proto proto-accept bench-router bench-egress clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
+
+bench-egress: setup ## egress against bare Envoy, pushes to 10,000 sandboxes, 400,000 blocked domains (root)
+	@tools/debian-packages wrk
+	@$(BIN)/python -W ignore -m tests.bench.egress.run
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,9 +1,10 @@
 """From a change of policy to its effect, with 1 to 10,000 sandboxes on one gateway, and what a sandbox costs.
 
-The change is made as the control service makes it, kept on disk included; the effect is seen by a probe that asks
-over one kept connection until the answer is another.
+The change is made as the control service makes it, kept on disk included; the effect is seen by a probe that
+asks over one kept connection until the answer is another.
 """
 
+import functools
 import resource
 import socket
 import ssl
@@ -50,7 +51,7 @@ def measure(scene: Scene, sandboxes: int, existing: int, updates: int) -> Pushed
         allow = number % 2 == 0
         before = resource.getrusage(resource.RUSAGE_SELF)
         begun = time.perf_counter()
-        scene.call(lambda allow=allow: _toggle(scene, allow=allow))
+        scene.call(functools.partial(_toggle, scene, allow=allow))
         after = resource.getrusage(resource.RUSAGE_SELF)
         used += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         while probe.status() != (200 if allow else 403):
@@ -99,7 +100,9 @@ async def _toggle(scene: Scene, *, allow: bool) -> None:
     entries = (Entry.build("api.allowed.test", scheme="http"),)
     enforcement.grant(
         _PROBED,
-        Approval(id="toggle", entries=entries, expires_s=time.time() + 600, reason="bench", granted_by="bench"),
+        Approval(
+            id="toggle", entries=entries, expires_s=time.time() + 600, reason="bench", granted_by="bench"
+        ),
     )
 
 

@@ -1,7 +1,9 @@
-"""Traffic through three Envoys in turn: a bare forward proxy, ours as static configuration, ours with everything.
+"""Traffic through three Envoys in turn: a bare forward proxy, ours as static configuration, ours with
+everything.
 
-All run in one world: an origin that is an Envoy too, a name server, and a sandbox whose loop-back has a port for each
-subject. wrk sends keep-alive requests; plain sockets open tunnels with a real ClientHello and wait for the echo.
+All run in one world: an origin that is an Envoy too, a name server, and a sandbox whose loop-back has a port
+for each subject. wrk sends keep-alive requests; plain sockets open tunnels with a real ClientHello and wait
+for the echo.
 """
 
 import contextlib
@@ -74,9 +76,7 @@ def origin(directory: Path, internet: Namespace) -> contextlib.AbstractContextMa
     return _static(directory / "origin.json", internet, {"listeners": listeners})
 
 
-def bare(
-    directory: Path, internet: Namespace, inside: Namespace
-) -> contextlib.AbstractContextManager[int]:
+def bare(directory: Path, internet: Namespace, inside: Namespace) -> contextlib.AbstractContextManager[int]:
     """Run a forward proxy that decides nothing: what Envoy itself costs."""
     cache = fragments.dns_cache(world.RESOLVER)
     del cache["resolved_address_filter"]
@@ -122,8 +122,8 @@ def requests(subject: Subject, seconds: float) -> Window:
     count = int(_found(r"(\d+) requests in", done.stdout))
     return Window(
         per_s=count / (time.monotonic() - started),
-        p50_ms=_milliseconds(_found(r"50%\s+(\S+)", done.stdout)),
-        p99_ms=_milliseconds(_found(r"99%\s+(\S+)", done.stdout)),
+        p50_ms=_milliseconds(_found(r"(?m)^\s+50%\s+(\S+)", done.stdout)),
+        p99_ms=_milliseconds(_found(r"(?m)^\s+99%\s+(\S+)", done.stdout)),
         per_cpu_s=count / max(used, 1e-9),
     )
 

@@ -69,8 +69,8 @@ def test_an_identity_in_a_header_is_not_believed(gateway: Scene, tmp_path: Path)
 def test_a_sandbox_that_nobody_applied_is_refused(gateway: Scene, tmp_path: Path) -> None:
     stranger = gateway.egress.authority.sandbox("team", "stranger")
     answer = fetch(gateway, stranger, "api.allowed.test", "", tmp_path)
-    assert (answer.status, answer.reason) == (403, "sandbox_unknown")
-    assert gateway.denied(reason="sandbox_unknown", sandbox="team/stranger")
+    assert (answer.status, answer.reason) == (403, "not_in_allowlist")
+    assert gateway.denied(reason="not_in_allowlist", sandbox="team/stranger")
 
 
 def test_without_a_certificate_of_ours_there_is_no_answer(gateway: Scene, tmp_path: Path) -> None:

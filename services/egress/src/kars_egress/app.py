@@ -87,7 +87,13 @@ class EgressApp:
         )
         self._open_gateway(place)
         feeds = read_feeds(settings.feeds_file) if settings.feeds_file is not None else []
-        self.blocklist = Blocklist(feeds, settings.state_dir / "feeds", self.snapshot, clock_s)
+        self.blocklist = Blocklist(
+            feeds,
+            settings.state_dir / "feeds",
+            self.snapshot,
+            clock_s,
+            on_change=self.enforcement.use_blocklist,
+        )
         self.envoy = EnvoyProcess(
             self._directory / "bootstrap.json",
             concurrency=settings.envoy_concurrency,

@@ -19,7 +19,9 @@ from kars_common.errors import InvalidInputError, NotFoundError
 from kars_common.spiffe import SpiffeId
 
 from kars_egress.names.serving import NameServers
+from kars_egress.policy.deciding import Listed
 from kars_egress.policy.entries import Entry
+from kars_egress.policy.hosts import Host, HostKind
 from kars_egress.policy.sandboxes import Approval, SandboxId, SandboxPolicy, from_json, to_json
 from kars_egress.xds import encoding, routes, topology, types
 from kars_egress.xds.snapshot import Snapshot
@@ -62,6 +64,7 @@ class Enforcement:
         self._trust_domain = trust_domain
         self._directory = directory
         self._clock_s = clock_s
+        self._listed: Listed = _nothing_listed
         self._policies: dict[SandboxId, SandboxPolicy] = {}
         self._changed = asyncio.Event()
         for name, cluster in topology.shared_clusters(place).items():
@@ -99,6 +102,14 @@ class Enforcement:
                     "a kept policy cannot be used: its sandbox is closed", extra={"file": file.name}
                 )
 
+    def use_blocklist(self, listed: Listed) -> None:
+        """Compile anew what names a host that is listed now or was before."""
+        before, self._listed = self._listed, listed
+        for policy in list(self._policies.values()):
+            hosts = {Host(entry.pattern.suffix, HostKind.NAME) for entry in policy.all_entries()}
+            if any((before(host) is None) != (listed(host) is None) for host in hosts):
+                self._set(replace(policy, generation=policy.generation + 1))
+
     def apply(self, sandbox: SandboxId, entries: Iterable[Entry], network_namespace: str) -> SandboxPolicy:
         """Replace allowlist and place; approvals and learning stay."""
         known = self._policies.get(sandbox, SandboxPolicy(sandbox))
@@ -125,7 +136,10 @@ class Enforcement:
         # Envoy keeps routes that are merely gone: it is told that nothing is allowed first.
         closed = SandboxPolicy(sandbox, generation=policy.generation + 1)
         self._snapshot.put(
-            types.ROUTES, routes.routes_name(policy), routes.compile_routes(closed, self._clock_s()), sandbox
+            types.ROUTES,
+            routes.routes_name(policy),
+            routes.compile_routes(closed, self._clock_s(), self._listed),
+            sandbox,
         )
         if self._directory is not None:
             self._file(sandbox).unlink(missing_ok=True)
@@ -197,7 +211,7 @@ class Enforcement:
 
     def _enforce(self, policy: SandboxPolicy) -> None:
         sandbox = policy.sandbox
-        compiled = routes.compile_routes(policy, self._clock_s())
+        compiled = routes.compile_routes(policy, self._clock_s(), self._listed)
         doors: dict[str, bytes] = {}
         known = self._policies.get(sandbox)
         placed = known is None or (known.generation, known.network_namespace) != (
@@ -228,6 +242,10 @@ class Enforcement:
         # A hash keeps the longest names within what file systems take.
         name = hashlib.sha256(str(sandbox).encode()).hexdigest()[:32]
         return self._directory / f"{name}.json"
+
+
+def _nothing_listed(_host: Host) -> str | None:
+    return None
 
 
 def distribution(

@@ -75,7 +75,9 @@ class Namespace:
                 for address in addresses:
                     family = socket.AF_INET6 if ":" in address else socket.AF_INET
                     length = 128 if ":" in address else 32
-                    route.addr("add", index=1, address=address, prefixlen=length, family=family, flags=_NO_DAD)
+                    route.addr(
+                        "add", index=1, address=address, prefixlen=length, family=family, flags=_NO_DAD
+                    )
 
         self.run(add)
 

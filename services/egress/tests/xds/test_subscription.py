@@ -75,7 +75,7 @@ class Envoy(RuleBasedStateMachine):
 
 
 TestEnvoy = Envoy.TestCase
-TestEnvoy.settings = settings(max_examples=150, stateful_step_count=25)
+TestEnvoy.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
 
 
 def connected(snapshot: Snapshot, scope: SandboxId | None = None) -> Subscription:

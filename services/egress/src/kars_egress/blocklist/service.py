@@ -13,6 +13,7 @@ from kars_common.tasks import jittered
 from kars_egress.blocklist.domains import DomainSet
 from kars_egress.blocklist.feeds import Feed, FeedState, FeedStore, Fetcher
 from kars_egress.enforcement import distribution
+from kars_egress.policy.deciding import Listed
 from kars_egress.policy.hosts import Host
 from kars_egress.xds import types
 from kars_egress.xds.snapshot import Snapshot
@@ -27,7 +28,13 @@ class Blocklist:
     """Every feed, and what they block together."""
 
     def __init__(
-        self, feeds: Sequence[Feed], directory: Path, snapshot: Snapshot, clock_s: Callable[[], float]
+        self,
+        feeds: Sequence[Feed],
+        directory: Path,
+        snapshot: Snapshot,
+        clock_s: Callable[[], float],
+        *,
+        on_change: Callable[[Listed], None] = lambda _listed: None,
     ) -> None:
         """Build it empty; `load` takes what was kept and pushes the first version.
 
@@ -38,6 +45,7 @@ class Blocklist:
             raise InvalidInputError("feed_invalid", f"at most {MAX_FEEDS} feeds, with names of their own")
         self._stores = [FeedStore(feed, directory, clock_s) for feed in feeds]
         self._snapshot = snapshot
+        self._on_change = on_change
         self._domains = DomainSet()
         self.digest = ""
 
@@ -86,6 +94,7 @@ class Blocklist:
         self._domains = domains
         self.digest = digest
         self._snapshot.put(types.EXTENSION, types.BLOCKLIST_FILTER, compiled)
+        self._on_change(domains.match)
 
 
 def read_feeds(file: Path) -> list[Feed]:

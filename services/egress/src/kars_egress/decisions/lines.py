@@ -15,7 +15,7 @@ _DETAILS = (
     ("address_denied", "address_not_allowed"),
     ("ext_authz_denied", "learning_refused"),
     ("ext_authz_error", "decision_unavailable"),
-    ("route_not_found", "sandbox_unknown"),
+    ("route_not_found", "not_in_allowlist"),
     ("rbac_access_denied", "server_name_differs"),
     ("dns_resolution_failure", "name_not_resolved"),
 )
@@ -83,13 +83,13 @@ def parse(line: bytes) -> Decision:
         id=_text(fields, "id", 64),
         time_s=_time(fields),
         kind=kind,
-        sandbox=_text(fields, "sandbox", 130) or _text(fields, "listener", 130) or _peer(fields),
+        sandbox=_text(fields, "sandbox", 130) or _peer(fields),
         method=_text(fields, "method", 16),
         host=host,
         port=port,
         allowed=_allowed(fields, kind, details, reason),
         reason=reason,
-        rule=_text(fields, "rule", 128),
+        rule=_text(fields, "route", 128).partition("/")[2],
         status=status,
         details=details,
         upstream=_text(fields, "upstream", 64),
@@ -106,13 +106,16 @@ def _reason(fields: dict[str, object], kind: str, details: str) -> str:
         if _text(fields, "upstream", 64):
             return "tunnel"
         return "no_public_address" if _text(fields, "server_name", _MAX_HOST_CHARS) else "not_tls"
-    return _text(fields, "reason", 64) or "malformed_request"
+    route = _text(fields, "route", 128)
+    if route.startswith(("allow/", "ask/")):
+        return route.split("/")[1]
+    return route or "malformed_request"
 
 
 def _allowed(fields: dict[str, object], kind: str, details: str, reason: str) -> bool:
     if kind == "tunnel":
         return reason == "tunnel"
-    if _text(fields, "route", 16) not in {"allow", "ask"}:
+    if not _text(fields, "route", 128).startswith(("allow/", "ask/")):
         return False
     return not any(words in details for words, _ in _DETAILS)
 

@@ -99,6 +99,12 @@ class SandboxPolicy:
         applied = to_json(replace(self, approvals=(), learning_until_s=0.0, generation=0))
         return f"sha256:{hashlib.sha256(_canonical(applied)).hexdigest()}"
 
+    def all_entries(self) -> Iterable[Entry]:
+        """Yield what is allowed, for ever and for a while."""
+        yield from self.entries
+        for approval in self.approvals:
+            yield from approval.entries
+
     def without_expired(self, now_s: float) -> Self:
         """Return it as it is at a moment; the generation moves on when something ended."""
         approvals = tuple(approval for approval in self.approvals if approval.expires_s > now_s)

@@ -26,6 +26,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.envoy.extensions.filters.network.rbac import v3 as _network_rbac
 from envoy_data_plane.envoy.extensions.filters.network.sni_dynamic_forward_proxy import v3 as _sni
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as _tcp
+from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation import v3 as _early
 from envoy_data_plane.envoy.extensions.network.dns_resolver.cares import v3 as _cares
 from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream import v3 as _internal
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as _raw
@@ -34,7 +35,7 @@ from kars_common.errors import InternalError
 
 EXTENSIONS = (
     *(_file, _cel, _dfp_cluster, _dfp, _authz, _lua, _rbac, _router, _state, _tls_inspector, _limit, _hcm),
-    *(_network_rbac, _sni, _tcp, _cares, _internal, _raw, _tls),
+    *(_early, _network_rbac, _sni, _tcp, _cares, _internal, _raw, _tls),
 )
 """What our configuration may use."""
 

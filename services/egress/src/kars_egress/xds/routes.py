@@ -2,8 +2,9 @@
 
 One virtual host for all entries that mean the same. Envoy chooses the most specific virtual host and looks no
 further, so each gets everything that holds for its pattern, from wider entries and approvals too: otherwise
-an approval for `api.a.test` that ended would hide the permanent `*.a.test`. Every virtual host ends in a
-denial that says why. An approval is a condition on the proxy's clock: it ends there, whoever else is alive.
+an approval for `api.a.test` that ended would hide the permanent `*.a.test`. What matches nothing is refused
+by Envoy itself, so a denial costs no memory. An approval is a condition on the proxy's clock: it ends there,
+whoever else is alive. Names of routes say what decided; the log and the answers are made of them.
 """
 
 import math
@@ -11,27 +12,29 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from kars.egress.envoy import route_pb2
 
+from kars_egress.policy.deciding import Listed
 from kars_egress.policy.entries import Entry, HostPattern
+from kars_egress.policy.hosts import Host, HostKind
 from kars_egress.policy.sandboxes import SandboxPolicy
 from kars_egress.xds import types
 
 MAX_TUNNEL_S = 900
 """An open tunnel ends after this, and is asked for again: the bound on what a revocation misses."""
 _ANYWHERE = HostPattern("place.invalid")
-_NOT_FOR_THE_ORIGIN = (
-    types.HOST_HEADER,
-    types.PORT_HEADER,
-    *("x-forwarded-proto", "x-forwarded-for", "x-request-id", "x-forwarded-client-cert"),
-    "proxy-authorization",
-    # What a metadata service takes as proof that nobody tricked the caller.
-    *("metadata", "metadata-flavor", "x-metadata-token", "x-google-metadata-request"),
-    *("x-aws-ec2-metadata-token", "x-aws-ec2-metadata-token-ttl-seconds"),
+_NOT_FOR_THE_ORIGIN = (types.HOST_HEADER, types.PORT_HEADER, "x-forwarded-proto", "x-forwarded-client-cert")
+_CONNECT = route_pb2.RouteMatch(connect_matcher=route_pb2.RouteMatch.ConnectMatcher())
+_NORMALISE = types.any_of(
+    "envoy.extensions.filters.http.lua.v3.LuaPerRoute", route_pb2.LuaPerRoute(name=types.NORMALISE)
 )
+_Kind = Literal["exact", "wildcard", "listed"]
+ALLOW, ASK = "allow/", "ask/"
+"""How names of routes begin that let something through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,15 @@ class _Grant:
     rule: str
 
 
-def compile_routes(policy: SandboxPolicy, now_s: float) -> bytes:
-    """Return the RouteConfiguration of a sandbox."""
+def compile_routes(policy: SandboxPolicy, now_s: float, listed: Listed) -> bytes:
+    """Return the RouteConfiguration of a sandbox; what is listed is left out of it."""
     grants = [_Grant(entry, math.inf, "allowlist") for entry in policy.entries]
     for approval in policy.approvals:
-        grants += [_Grant(entry, approval.expires_s, approval.id) for entry in approval.entries]
-    hosts = [*_virtual_hosts(policy, grants, now_s), _everything_else(policy, now_s)]
+        grants += [_Grant(entry, approval.expires_s, f"approval/{approval.id}") for entry in approval.entries]
+    hosts = list(_virtual_hosts(policy, grants, now_s, listed))
+    rest = _rest(policy, now_s)
+    if rest:
+        hosts.append(route_pb2.VirtualHost(name="rest", domains=["*"], routes=rest))
     return route_pb2.RouteConfiguration(
         name=routes_name(policy), virtual_hosts=hosts, request_headers_to_remove=_NOT_FOR_THE_ORIGIN
     ).SerializeToString(deterministic=True)
@@ -71,22 +77,28 @@ def routes_name(policy: SandboxPolicy) -> str:
 
 
 def _virtual_hosts(
-    policy: SandboxPolicy, grants: list[_Grant], now_s: float
+    policy: SandboxPolicy, grants: list[_Grant], now_s: float, listed: Listed
 ) -> Iterable[route_pb2.VirtualHost]:
     places = {(grant.entry.pattern, grant.entry.port) for grant in grants}
-    same: dict[tuple[_Grant, ...], list[str]] = defaultdict(list)
+    same: dict[tuple[_Kind, tuple[_Grant, ...]], list[str]] = defaultdict(list)
     for pattern, port in sorted(places, key=lambda place: (str(place[0]), place[1])):
         holding = [
             grant for grant in grants if grant.entry.port == port and grant.entry.pattern.covers(pattern)
         ]
+        domains = _domains(pattern, port, holding)
         if policy.learning_until_s > now_s:
             # A route that ended denies, and Envoy does not try the next: the service is asked instead.
             holding = [grant for grant in holding if grant.until_s >= policy.learning_until_s]
-        same[_meaning(holding)] += _domains(pattern, port, holding)
-    for number, (meaning, domains) in enumerate(same.items()):
-        yield route_pb2.VirtualHost(
-            name=f"allow-{number}", domains=domains, routes=_routes(policy, meaning, now_s)
-        )
+        same[_kind(pattern, listed), _meaning(holding)] += domains
+    for number, ((kind, meaning), domains) in enumerate(same.items()):
+        routes = _listed_routes() if kind == "listed" else _routes(policy, kind, meaning, now_s)
+        yield route_pb2.VirtualHost(name=str(number), domains=domains, routes=routes)
+
+
+def _kind(pattern: HostPattern, listed: Listed) -> _Kind:
+    if listed(Host(pattern.suffix, HostKind.NAME)) is not None:
+        return "listed"
+    return "wildcard" if pattern.wildcard else "exact"
 
 
 def _meaning(holding: list[_Grant]) -> tuple[_Grant, ...]:
@@ -108,23 +120,41 @@ def _domains(pattern: HostPattern, port: int, holding: list[_Grant]) -> list[str
     return domains
 
 
-def _routes(policy: SandboxPolicy, meaning: tuple[_Grant, ...], now_s: float) -> list[route_pb2.Route]:
+def _routes(
+    policy: SandboxPolicy, kind: _Kind, meaning: tuple[_Grant, ...], now_s: float
+) -> list[route_pb2.Route]:
     routes: list[route_pb2.Route] = []
     for grant in meaning:
         for match in _matches(grant.entry):
-            route = route_pb2.Route(name="allow", match=match, route=_action(grant, now_s))
-            reason = "allowlist"
-            if grant.until_s != math.inf:
-                reason = "approval"
+            route = route_pb2.Route(name=ALLOW + grant.rule, match=match, route=_action(grant, now_s))
+            if math.isfinite(grant.until_s):
                 route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
-            route.metadata.CopyFrom(_metadata(policy, reason, grant.rule))
+            _enable(policy, route, compare=kind == "wildcard")
             routes.append(route)
     return routes + _rest(policy, now_s)
 
 
+def _listed_routes() -> list[route_pb2.Route]:
+    return [
+        route_pb2.Route(
+            name="blocklist", match=match, direct_response=route_pb2.DirectResponseAction(status=403)
+        )
+        for match in (_CONNECT, route_pb2.RouteMatch(prefix="/"))
+    ]
+
+
+def _enable(policy: SandboxPolicy, route: route_pb2.Route, *, compare: bool) -> None:
+    """Turn on what this route needs: the host in one form (for the blocklist), the tunnel's instructions."""
+    tunnel = route.match.HasField("connect_matcher")
+    if tunnel or compare:
+        route.typed_per_filter_config[types.NORMALISE_FILTER].CopyFrom(_NORMALISE)
+    if tunnel:
+        route.typed_per_filter_config[types.HAND_OVER_FILTER].CopyFrom(_hand_over(policy))
+
+
 def _matches(entry: Entry) -> list[route_pb2.RouteMatch]:
     if entry.scheme == "https":
-        return [route_pb2.RouteMatch(connect_matcher=route_pb2.RouteMatch.ConnectMatcher())]
+        return [_CONNECT]
     found = []
     for method in entry.methods or (None,):
         headers = [_header(":scheme", "http")]
@@ -161,47 +191,45 @@ def _action(grant: _Grant, now_s: float) -> route_pb2.RouteAction:
     return action
 
 
-def _everything_else(policy: SandboxPolicy, now_s: float) -> route_pb2.VirtualHost:
-    return route_pb2.VirtualHost(name="everything-else", domains=["*"], routes=_rest(policy, now_s))
-
-
 def _rest(policy: SandboxPolicy, now_s: float) -> list[route_pb2.Route]:
-    """Return what every virtual host ends in: the question while learning, then the denial."""
+    """Return what every virtual host ends in while a sandbox is learning: the question."""
     routes: list[route_pb2.Route] = []
-    if policy.learning_until_s > now_s:
-        for scheme in ("https", "http"):
-            grant = _Grant(Entry(_ANYWHERE, 0, scheme), policy.learning_until_s, "learning")
-            for match in _matches(grant.entry):
-                route = route_pb2.Route(name="ask", match=match, route=_action(grant, now_s))
-                route.metadata.CopyFrom(_metadata(policy, "learning", "learning"))
-                route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
-                route.typed_per_filter_config[types.AUTHZ_FILTER].CopyFrom(_ask(policy))
-                routes.append(route)
-    return routes + _denials(policy)
+    if policy.learning_until_s <= now_s:
+        return routes
+    for scheme in ("https", "http"):
+        grant = _Grant(Entry(_ANYWHERE, 0, scheme), policy.learning_until_s, "learning")
+        for match in _matches(grant.entry):
+            route = route_pb2.Route(name=ASK + grant.rule, match=match, route=_action(grant, now_s))
+            route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
+            route.typed_per_filter_config[types.AUTHZ_FILTER].CopyFrom(_ask(policy))
+            _enable(policy, route, compare=True)
+            routes.append(route)
+    return routes
 
 
-def _denials(policy: SandboxPolicy) -> list[route_pb2.Route]:
-    matches = (
-        route_pb2.RouteMatch(connect_matcher=route_pb2.RouteMatch.ConnectMatcher()),
-        route_pb2.RouteMatch(prefix="/"),
-    )
-    return [
-        route_pb2.Route(
-            name="deny",
-            match=match,
-            metadata=_metadata(policy, "not_in_allowlist", ""),
-            direct_response=route_pb2.DirectResponseAction(status=403),
+def _hand_over(policy: SandboxPolicy) -> AnyMessage:
+    """Tell the internal listener what was allowed, in a place that no client can write to."""
+
+    def state(key: str, factory: str, text: str) -> route_pb2.FilterStateValue:
+        source = route_pb2.SubstitutionFormatString(
+            text_format_source=route_pb2.DataSource(inline_string=text)
         )
-        for match in matches
-    ]
+        return route_pb2.FilterStateValue(
+            object_key=key, factory_key=factory, format_string=source, shared_with_upstream=1
+        )
 
-
-def _metadata(policy: SandboxPolicy, reason: str, rule: str) -> route_pb2.Metadata:
-    metadata = route_pb2.Metadata()
-    metadata.filter_metadata[types.METADATA].update(
-        {"sandbox": str(policy.sandbox), "name": policy.sandbox.name, "reason": reason, "rule": rule}
+    host, port = "envoy.upstream.dynamic_host", "envoy.upstream.dynamic_port"
+    return types.any_of(
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+        route_pb2.SetFilterState(
+            on_request_headers=[
+                state(host, host, f"%REQ({types.HOST_HEADER})%"),
+                state(port, port, f"%REQ({types.PORT_HEADER})%"),
+                state("kars.egress.host", "envoy.string", f"%REQ({types.HOST_HEADER})%"),
+                state("kars.egress.sandbox", "envoy.string", str(policy.sandbox)),
+            ]
+        ),
     )
-    return metadata
 
 
 def _until(end_s: float) -> AnyMessage:

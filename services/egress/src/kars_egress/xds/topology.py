@@ -103,7 +103,7 @@ def doors(policy: SandboxPolicy, place: Place) -> dict[str, dict[str, Any]]:
     """Return the listeners of one sandbox: explicit proxy, captured HTTP and TLS, and what TLS leads to."""
     manager = fragments.connection_manager(
         "door",
-        request_log(place),
+        request_logs(place),
         fragments.dns_cache(place.resolver),
         rds={"route_config_name": routes.routes_name(policy), "config_source": fragments.ads()},
     )
@@ -141,7 +141,7 @@ def gateway(place: Place, address: tuple[str, int], certificate: dict[str, Any])
     """Return the shared door of many sandboxes: mutual TLS, routes by the identity that Envoy wrote down."""
     manager = fragments.connection_manager(
         "gateway",
-        request_log(place),
+        request_logs(place),
         fragments.dns_cache(place.resolver),
         forward_client_cert_details="SANITIZE_SET",
         set_current_client_cert_details={"uri": True},
@@ -170,19 +170,16 @@ def gateway(place: Place, address: tuple[str, int], certificate: dict[str, Any])
     }
 
 
-def request_log(place: Place) -> dict[str, Any]:
+def request_logs(place: Place) -> list[dict[str, Any]]:
     """Return the log of requests: one JSON line each, enough to audit a decision."""
-    return _log(
+    log = _log(
         place,
         kind="request",
         id="%UNIQUE_ID%",
         method="%REQ(:METHOD)%",
         authority="%REQ(:AUTHORITY)%",
-        sandbox="%METADATA(ROUTE:kars.egress:sandbox)%",
-        listener="%METADATA(LISTENER:kars.egress:sandbox)%",
+        sandbox="%METADATA(LISTENER:kars.egress:sandbox)%",
         peer="%DOWNSTREAM_PEER_URI_SAN%",
-        reason="%METADATA(ROUTE:kars.egress:reason)%",
-        rule="%METADATA(ROUTE:kars.egress:rule)%",
         route="%ROUTE_NAME%",
         status="%RESPONSE_CODE%",
         details="%RESPONSE_CODE_DETAILS%",
@@ -192,6 +189,7 @@ def request_log(place: Place) -> dict[str, Any]:
         sent="%BYTES_SENT%",
         duration="%DURATION%",
     )
+    return [log]
 
 
 def _tunnel_log(place: Place) -> dict[str, Any]:
