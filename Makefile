@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: test-packages help setup demo test lint fmt proto proto-accept bench-router bench-egress clean
+.PHONY: test-packages help setup demo test lint fmt proto proto-accept bench-router bench-egress chaos-egress clean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
+
+chaos-egress: setup test-packages ## 10,000 connections of one sandbox; another is served all the while (root)
+	@KARS_TEST_EGRESS_CONNECTIONS=10000 $(BIN)/pytest -q tests/redteam/egress/test_network.py -k many_connections
 
 bench-egress: setup ## egress against bare Envoy, pushes to 10,000 sandboxes, 400,000 blocked domains (root)
 	@tools/debian-packages wrk

@@ -12,9 +12,11 @@ from kars_cli.commands import (
     describe,
     dev,
     doctor,
+    egress,
     get,
     logs,
     policy,
+    trace,
     version,
 )
 
@@ -40,6 +42,8 @@ def build() -> typer.Typer:
     app.add_typer(approvals.app, name="approvals")
     app.add_typer(audit.app, name="audit")
     app.add_typer(policy.app, name="policy")
+    app.add_typer(egress.app, name="egress")
+    app.command("trace")(trace.trace)
     app.command("doctor")(doctor.doctor)
     app.command("version")(version.version)
     return app

@@ -205,7 +205,7 @@ async def test_explain_names_the_rule_and_the_next_step(service: Service) -> Non
     assert (allowed.host, allowed.port) == ("x.a.test", 443)
     refused = await explain("https://b.test/")
     assert (refused.allowed, refused.reason) == (False, "not_in_allowlist")
-    assert refused.next_step.startswith("ask an operator: kars egress writer approve b.test:443")
+    assert refused.next_step.startswith("ask an operator: kars egress -n team writer approve b.test:443")
     odd = await explain("https://b.test\\.a.test/")
     assert (odd.allowed, odd.reason) == (False, "url_invalid")
 

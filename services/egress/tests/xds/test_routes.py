@@ -2,7 +2,7 @@
 
 import time
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kars.egress.envoy import route_pb2
 from kars_egress.policy.deciding import decide
@@ -58,7 +58,7 @@ TARGETS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(POLICIES, TARGETS, st.sampled_from([0.0, 12.0, 30.0]))
 def test_routes_decide_as_the_rules_do(policy: SandboxPolicy, target: Target, later_s: float) -> None:
     """Compiled now, asked later: what ended meanwhile is refused by conditions that are in the routes."""

@@ -1,6 +1,6 @@
 """The delta protocol: whatever Envoy asks and whatever changes, it ends with exactly what there is."""
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kars.egress.envoy import discovery_pb2
@@ -75,7 +75,9 @@ class Envoy(RuleBasedStateMachine):
 
 
 TestEnvoy = Envoy.TestCase
-TestEnvoy.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestEnvoy.settings = settings(
+    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 def connected(snapshot: Snapshot, scope: SandboxId | None = None) -> Subscription:

@@ -15,7 +15,7 @@ from kars_egress.policy.sandboxes import SandboxPolicy
 Listed = Callable[[Host], str | None]
 """Returns the listed domain that covers a host, or None."""
 
-_ASK = "ask an operator: kars egress {sandbox} approve {host}:{port} --reason '<why>'"
+_ASK = "ask an operator: kars egress -n {namespace} {name} approve {host}:{port}{scheme} --reason '<why>'"
 _NOTHING = "this cannot be approved; use another destination"
 
 
@@ -73,7 +73,13 @@ def _refused(policy: SandboxPolicy, target: Target) -> Verdict:
         return _address(target.host)
     if is_high_risk(target.host):
         return _high_risk(target.host)
-    step = _ASK.format(sandbox=policy.sandbox.name, host=target.host.text, port=target.port)
+    step = _ASK.format(
+        namespace=policy.sandbox.namespace,
+        name=policy.sandbox.name,
+        host=target.host.text,
+        port=target.port,
+        scheme=" --scheme http" if target.scheme == "http" else "",
+    )
     near = [entry for entry in policy.entries if entry.pattern.matches(target.host)]
     if near:
         message = f"the host is allowed, but only as {', '.join(map(str, near[:5]))}"

@@ -53,7 +53,7 @@ _REASONS = (
     ("response.code_details == 'route_not_found'", 403, "not_in_allowlist", True),
     ("response.code_details.startsWith('upstream_reset_before')", 502, "destination_unreachable", False),
 )
-_ASK = "ask an operator: kars egress <sandbox> approve %REQ(:AUTHORITY)% --reason '<why>'"
+_ASK = "ask an operator: kars egress -n <namespace> <sandbox> approve %REQ(:AUTHORITY)% --reason '<why>'"
 _NOTHING = "nobody can approve this; use another destination, or try later"
 
 
