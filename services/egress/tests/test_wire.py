@@ -36,6 +36,8 @@ PAIRS = [
     (route_pb2.HeaderMatcher, ROUTE, "HeaderMatcher"),
     (route_pb2.RouteMatch, ROUTE, "RouteMatch"),
     (route_pb2.UpgradeConfig, ROUTE, "RouteActionUpgradeConfig"),
+    (route_pb2.HeaderValue, CORE, "HeaderValue"),
+    (route_pb2.HeaderValueOption, CORE, "HeaderValueOption"),
     (route_pb2.RouteAction, ROUTE, "RouteAction"),
     (route_pb2.RouteAction.MaxStreamDuration, ROUTE, "RouteActionMaxStreamDuration"),
     (route_pb2.DirectResponseAction, ROUTE, "DirectResponseAction"),

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+import certifi
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.audit.v1 import audit_pb2_grpc
 from kars.egress.envoy import discovery_pb2_grpc, ext_authz_pb2_grpc
@@ -32,6 +33,7 @@ from kars_egress.api.discovery import DiscoveryServicer
 from kars_egress.blocklist.feeds import Fetcher
 from kars_egress.blocklist.fetching import HttpFetcher
 from kars_egress.blocklist.service import Blocklist, read_feeds
+from kars_egress.credentials import Credentials
 from kars_egress.decisions.recording import DecisionRecorder
 from kars_egress.decisions.spool import Spool
 from kars_egress.enforcement import Enforcement
@@ -72,11 +74,16 @@ class EgressApp:
         self._fetcher = fetcher or HttpFetcher()
         self._directory = settings.state_dir / "envoy"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place = Place(resolver=settings.resolver_address(), log_file=str(self._directory / "requests.log"))
+        place = Place(
+            resolver=settings.resolver_address(),
+            log_file=str(self._directory / "requests.log"),
+            roots_file=str(settings.upstream_roots_file or certifi.where()),
+        )
         self.snapshot = Snapshot()
         self.subscriptions = Subscriptions()
         self.audit = _open_log(settings)
         self.names = NameServers()
+        self.credentials = Credentials(settings.credentials_file)
         self.enforcement = Enforcement(
             self.snapshot,
             place,
@@ -84,6 +91,7 @@ class EgressApp:
             directory=settings.state_dir / "sandboxes",
             clock_s=clock_s,
             names=self.names,
+            credential=self.credentials.lookup,
         )
         self._open_gateway(place)
         feeds = read_feeds(settings.feeds_file) if settings.feeds_file is not None else []
@@ -108,6 +116,7 @@ class EgressApp:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve for the length of a block; the first task that fails ends it."""
+        self.credentials.refresh()
         self.enforcement.load()
         self.blocklist.load()
         async with asyncio.TaskGroup() as group:
@@ -129,6 +138,7 @@ class EgressApp:
                 ),
                 start(self.enforcement.run(), name="expiry"),
                 start(self.audit.run(), name="audit checkpoints"),
+                start(self.credentials.run(self.enforcement.credentials_changed), name="credentials"),
                 start(self.decisions.run(), name="decisions"),
                 start(self.blocklist.run(self._fetcher, self._settings.feeds_interval_s), name="feeds"),
                 start(self.envoy.run(), name="envoy"),

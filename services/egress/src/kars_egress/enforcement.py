@@ -18,6 +18,7 @@ from kars_common import files
 from kars_common.errors import InvalidInputError, NotFoundError
 from kars_common.spiffe import SpiffeId
 
+from kars_egress.credentials import Lookup
 from kars_egress.names.serving import NameServers
 from kars_egress.policy.deciding import Listed
 from kars_egress.policy.entries import Entry
@@ -47,6 +48,7 @@ class Enforcement:
         directory: Path | None,
         clock_s: Callable[[], float],
         names: NameServers,
+        credential: Lookup,
     ) -> None:
         """Build it empty; `load` reads what was kept.
 
@@ -57,6 +59,7 @@ class Enforcement:
             directory: where policies are kept; None keeps nothing.
             clock_s: the wall clock.
             names: serves each sandbox that has a namespace.
+            credential: the header that a credential's name stands for.
         """
         self._names = names
         self._snapshot = snapshot
@@ -64,7 +67,7 @@ class Enforcement:
         self._trust_domain = trust_domain
         self._directory = directory
         self._clock_s = clock_s
-        self._listed: Listed = _nothing_listed
+        self._view = routes.View(credential=credential)
         self._policies: dict[SandboxId, SandboxPolicy] = {}
         self._changed = asyncio.Event()
         for name, cluster in topology.shared_clusters(place).items():
@@ -104,11 +107,18 @@ class Enforcement:
 
     def use_blocklist(self, listed: Listed) -> None:
         """Compile anew what names a host that is listed now or was before."""
-        before, self._listed = self._listed, listed
+        before = self._view.listed
+        self._view = replace(self._view, listed=listed)
         for policy in list(self._policies.values()):
             hosts = {Host(entry.pattern.suffix, HostKind.NAME) for entry in policy.all_entries()}
             if any((before(host) is None) != (listed(host) is None) for host in hosts):
                 self._set(replace(policy, generation=policy.generation + 1))
+
+    def credentials_changed(self, names: set[str]) -> None:
+        """Compile anew what uses these credentials."""
+        for policy in list(self._policies.values()):
+            if any(entry.credential in names for entry in policy.all_entries()):
+                self._enforce(policy)
 
     def apply(self, sandbox: SandboxId, entries: Iterable[Entry], network_namespace: str) -> SandboxPolicy:
         """Replace allowlist and place; approvals and learning stay."""
@@ -138,7 +148,7 @@ class Enforcement:
         self._snapshot.put(
             types.ROUTES,
             routes.routes_name(policy),
-            routes.compile_routes(closed, self._clock_s(), self._listed),
+            routes.compile_routes(closed, self._clock_s(), self._view),
             sandbox,
         )
         if self._directory is not None:
@@ -211,7 +221,7 @@ class Enforcement:
 
     def _enforce(self, policy: SandboxPolicy) -> None:
         sandbox = policy.sandbox
-        compiled = routes.compile_routes(policy, self._clock_s(), self._listed)
+        compiled = routes.compile_routes(policy, self._clock_s(), self._view)
         doors: dict[str, bytes] = {}
         known = self._policies.get(sandbox)
         placed = known is None or (known.generation, known.network_namespace) != (
@@ -242,10 +252,6 @@ class Enforcement:
         # A hash keeps the longest names within what file systems take.
         name = hashlib.sha256(str(sandbox).encode()).hexdigest()[:32]
         return self._directory / f"{name}.json"
-
-
-def _nothing_listed(_host: Host) -> str | None:
-    return None
 
 
 def distribution(

@@ -47,6 +47,12 @@ class EgressSettings(ServiceSettings):
     max_learning_s: int = Field(default=4 * 3600, ge=60, le=7 * 86_400)
     """Longest time that a sandbox may learn."""
 
+    credentials_file: Path | None = None
+    """Secrets that the proxy puts into requests (JSON, see `credentials.py`); None for none."""
+
+    upstream_roots_file: Path | None = None
+    """PEM roots that hosts are verified with where the proxy speaks TLS; None for the public ones."""
+
     feeds_file: Path | None = None
     """Blocklist feeds (JSON); None blocks nothing."""
 

@@ -116,6 +116,7 @@ def scene(
     feeds_file: Path | None = None,
     gateway_address: str | None = None,
     origins: bool = True,
+    credentials_file: Path | None = None,
 ) -> Iterator[Scene]:
     """Run everything for the length of a block; `origins` False leaves the ports to others."""
     with contextlib.ExitStack() as stack:
@@ -129,6 +130,7 @@ def scene(
                 fetcher=fetcher,
                 feeds_file=feeds_file,
                 gateway_address=gateway_address,
+                credentials_file=credentials_file,
             )
         )
         yield Scene(egress, thread.loop, directory, parts)

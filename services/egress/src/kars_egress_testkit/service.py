@@ -229,6 +229,7 @@ async def serving(
     feeds_file: Path | None = None,
     authority: MemoryAuthority | None = None,
     gateway_address: str | None = None,
+    credentials_file: Path | None = None,
 ) -> AsyncIterator[Egress]:
     """Run the service and its Envoy for the length of a block."""
     authority = authority or MemoryAuthority()
@@ -240,6 +241,8 @@ async def serving(
         envoy_network_namespace=internet.path,
         feeds_file=feeds_file,
         gateway_address=gateway_address,
+        credentials_file=credentials_file,
+        upstream_roots_file=directory / "origin.pem",
     )
     app = EgressApp(
         settings,

@@ -43,11 +43,12 @@ class Service:
         self.snapshot = Snapshot()
         self.enforcement = Enforcement(
             self.snapshot,
-            Place(resolver=("203.0.113.53", 53), log_file=str(directory / "requests.log")),
+            Place(resolver=("203.0.113.53", 53), log_file=str(directory / "requests.log"), roots_file=""),
             trust_domain="kars.local",
             directory=directory / "sandboxes",
             clock_s=time.time,
             names=NameServers(),
+            credential=lambda _: None,
         )
         self.subscriptions = Subscriptions()
         blocklist = Blocklist([], directory / "feeds", self.snapshot, time.time)
@@ -227,11 +228,12 @@ async def test_policies_survive_a_restart_and_a_broken_file_closes_only_its_sand
     (tmp_path / "sandboxes" / "broken.json").write_bytes(b"{")
     again = Enforcement(
         Snapshot(),
-        Place(resolver=("203.0.113.53", 53), log_file="/dev/null"),
+        Place(resolver=("203.0.113.53", 53), log_file="/dev/null", roots_file=""),
         trust_domain="kars.local",
         directory=tmp_path / "sandboxes",
         clock_s=lambda: time.time() + 61,
         names=NameServers(),
+        credential=lambda _: None,
     )
     again.load()
     policy = again.get(SANDBOX)

@@ -36,6 +36,8 @@ def entries(targets: Iterable[egress_pb2.AllowedTarget]) -> tuple[Entry, ...]:
                     scheme=_SCHEMES.get(item.scheme, "unknown"),
                     methods=tuple(item.methods),
                     paths=tuple(item.path_prefixes),
+                    upstream_tls=item.upstream_tls,
+                    credential=item.credential,
                 )
             )
         except InvalidInputError as error:
@@ -56,6 +58,8 @@ def target(entry: Entry) -> egress_pb2.AllowedTarget:
         scheme=_SCHEME_VALUES[entry.scheme],
         methods=entry.methods,
         path_prefixes=entry.paths,
+        upstream_tls=entry.upstream_tls,
+        credential=entry.credential,
     )
 
 

@@ -16,6 +16,7 @@ HIGH_RISK_TLDS = frozenset({"tk", "ml", "ga", "cf", "gq", "top", "buzz", "surf",
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MAX_PATH_CHARS = 1024
 
+_CREDENTIAL = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@/-]*")
 
 
@@ -68,6 +69,10 @@ class Entry:
     scheme: str = "https"
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    upstream_tls: bool = False
+    """The agent speaks HTTP to the proxy, which speaks TLS to the host: what is said can be judged."""
+    credential: str = ""
+    """Name of a secret that the proxy puts in."""
 
     @classmethod
     def build(
@@ -78,6 +83,8 @@ class Entry:
         scheme: str = "https",
         methods: tuple[str, ...] = (),
         paths: tuple[str, ...] = (),
+        upstream_tls: bool = False,
+        credential: str = "",
     ) -> Self:
         """Check and build; port 0 is the scheme's own.
 
@@ -98,22 +105,45 @@ class Entry:
         for path in paths:
             _check_path(path)
         pattern = HostPattern.parse(host)
+        if upstream_tls and scheme != "http":
+            raise InvalidInputError(
+                "entry_invalid", "upstream_tls is for entries that the agent reaches by http"
+            )
+        if credential and (not upstream_tls or pattern.wildcard or not _CREDENTIAL.fullmatch(credential)):
+            raise InvalidInputError(
+                "entry_invalid",
+                "a credential goes to one exact host over upstream_tls; its name is a-z 0-9 -",
+            )
+        usual = DEFAULT_PORTS["https" if upstream_tls else scheme]
         return cls(
-            pattern, port or DEFAULT_PORTS[scheme], scheme, tuple(sorted(set(methods))), tuple(sorted(paths))
+            pattern,
+            port or usual,
+            scheme,
+            tuple(sorted(set(methods))),
+            tuple(sorted(paths)),
+            upstream_tls,
+            credential,
         )
 
     def allows(self, target: Target) -> bool:
         """Tell whether it lets this request through."""
         return (
             self.scheme == target.scheme
-            and self.port == target.port
+            and self.door_port == target.port
             and self.pattern.matches(target.host)
             and (not self.methods or target.method in self.methods)
             and (not self.paths or any(below(prefix, target.path) for prefix in self.paths))
         )
 
+    @property
+    def door_port(self) -> int:
+        """The port that the agent's URL has: the usual one for the usual one."""
+        return (
+            DEFAULT_PORTS["http"] if self.upstream_tls and self.port == DEFAULT_PORTS["https"] else self.port
+        )
+
     def __str__(self) -> str:
-        parts = [f"{self.scheme}://{self.pattern}:{self.port}"]
+        parts = [f"{self.scheme}://{self.pattern}:{self.port}{' over TLS' if self.upstream_tls else ''}"]
         if self.methods:
             parts.append(",".join(self.methods))
         if self.paths:

@@ -177,6 +177,8 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "scheme": entry.scheme,
         "methods": list(entry.methods),
         "paths": list(entry.paths),
+        "upstream_tls": entry.upstream_tls,
+        "credential": entry.credential,
     }
 
 
@@ -188,6 +190,8 @@ def _entries(items: Iterable[Mapping[str, Any]]) -> tuple[Entry, ...]:
             scheme=item["scheme"],
             methods=tuple(item["methods"]),
             paths=tuple(item["paths"]),
+            upstream_tls=item["upstream_tls"],
+            credential=item["credential"],
         )
         for item in items
     )

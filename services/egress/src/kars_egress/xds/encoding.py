@@ -31,11 +31,12 @@ from envoy_data_plane.envoy.extensions.network.dns_resolver.cares import v3 as _
 from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream import v3 as _internal
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as _raw
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as _tls
+from envoy_data_plane.envoy.extensions.upstreams.http import v3 as _upstream
 from kars_common.errors import InternalError
 
 EXTENSIONS = (
     *(_file, _cel, _dfp_cluster, _dfp, _authz, _lua, _rbac, _router, _state, _tls_inspector, _limit, _hcm),
-    *(_early, _network_rbac, _sni, _tcp, _cares, _internal, _raw, _tls),
+    *(_upstream, _early, _network_rbac, _sni, _tcp, _cares, _internal, _raw, _tls),
 )
 """What our configuration may use."""
 

@@ -10,7 +10,7 @@ whoever else is alive. Names of routes say what decided; the log and the answers
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -18,6 +18,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from kars.egress.envoy import route_pb2
 
+from kars_egress.credentials import Lookup
 from kars_egress.policy.deciding import Listed
 from kars_egress.policy.entries import Entry, HostPattern
 from kars_egress.policy.hosts import Host, HostKind
@@ -37,6 +38,18 @@ ALLOW, ASK = "allow/", "ask/"
 """How names of routes begin that let something through."""
 
 
+def _nothing(_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What else a policy is compiled with."""
+
+    listed: Listed = _nothing
+    credential: Lookup = _nothing
+
+
 @dataclass(frozen=True, slots=True)
 class _Grant:
     """An entry and when it ends; infinity for the allowlist's."""
@@ -46,12 +59,12 @@ class _Grant:
     rule: str
 
 
-def compile_routes(policy: SandboxPolicy, now_s: float, listed: Listed) -> bytes:
+def compile_routes(policy: SandboxPolicy, now_s: float, view: View) -> bytes:
     """Return the RouteConfiguration of a sandbox; what is listed is left out of it."""
     grants = [_Grant(entry, math.inf, "allowlist") for entry in policy.entries]
     for approval in policy.approvals:
         grants += [_Grant(entry, approval.expires_s, f"approval/{approval.id}") for entry in approval.entries]
-    hosts = list(_virtual_hosts(policy, grants, now_s, listed))
+    hosts = list(_virtual_hosts(policy, grants, now_s, view))
     rest = _rest(policy, now_s)
     if rest:
         hosts.append(route_pb2.VirtualHost(name="rest", domains=["*"], routes=rest))
@@ -77,22 +90,33 @@ def routes_name(policy: SandboxPolicy) -> str:
 
 
 def _virtual_hosts(
-    policy: SandboxPolicy, grants: list[_Grant], now_s: float, listed: Listed
+    policy: SandboxPolicy, grants: list[_Grant], now_s: float, view: View
 ) -> Iterable[route_pb2.VirtualHost]:
-    places = {(grant.entry.pattern, grant.entry.port) for grant in grants}
+    own: dict[HostPattern, list[_Grant]] = defaultdict(list)
+    for grant in grants:
+        own[grant.entry.pattern].append(grant)
+    wide = [grant for grant in grants if grant.entry.pattern.wildcard]
     same: dict[tuple[_Kind, tuple[_Grant, ...]], list[str]] = defaultdict(list)
-    for pattern, port in sorted(places, key=lambda place: (str(place[0]), place[1])):
-        holding = [
-            grant for grant in grants if grant.entry.port == port and grant.entry.pattern.covers(pattern)
-        ]
-        domains = _domains(pattern, port, holding)
-        if policy.learning_until_s > now_s:
-            # A route that ended denies, and Envoy does not try the next: the service is asked instead.
-            holding = [grant for grant in holding if grant.until_s >= policy.learning_until_s]
-        same[_kind(pattern, listed), _meaning(holding)] += domains
+    for pattern in sorted(own, key=str):
+        covering = [g for g in wide if g.entry.pattern != pattern and g.entry.pattern.covers(pattern)]
+        for form in sorted({form for grant in own[pattern] for form in _forms(grant.entry)}):
+            holding = [grant for grant in (*own[pattern], *covering) if form in _forms(grant.entry)]
+            if policy.learning_until_s > now_s:
+                # A route that ended denies, and Envoy does not try the next: the service is asked instead.
+                holding = [grant for grant in holding if grant.until_s >= policy.learning_until_s]
+            same[_kind(pattern, view.listed), _meaning(holding)].append(f"{pattern}{form}")
     for number, ((kind, meaning), domains) in enumerate(same.items()):
-        routes = _listed_routes() if kind == "listed" else _routes(policy, kind, meaning, now_s)
+        routes = _listed_routes() if kind == "listed" else _routes(policy, kind, meaning, now_s, view)
         yield route_pb2.VirtualHost(name=str(number), domains=domains, routes=routes)
+
+
+def _forms(entry: Entry) -> tuple[str, ...]:
+    """Return what follows a host's name where an agent asks for it."""
+    if entry.upstream_tls and entry.port == 443:
+        return ("",)
+    if entry.scheme == "http" and entry.port == 80:
+        return ("", ":80")
+    return (f":{entry.port}",)
 
 
 def _kind(pattern: HostPattern, listed: Listed) -> _Kind:
@@ -105,7 +129,7 @@ def _meaning(holding: list[_Grant]) -> tuple[_Grant, ...]:
     """Reduce grants to what they do at one place: the host is the virtual host's business."""
     reduced: dict[Entry, _Grant] = {}
     for grant in holding:
-        entry = Entry(_ANYWHERE, 0, grant.entry.scheme, grant.entry.methods, grant.entry.paths)
+        entry = replace(grant.entry, pattern=_ANYWHERE, port=0)
         known = reduced.get(entry)
         if known is None or known.until_s < grant.until_s:
             reduced[entry] = _Grant(entry, grant.until_s, grant.rule)
@@ -113,22 +137,22 @@ def _meaning(holding: list[_Grant]) -> tuple[_Grant, ...]:
     return tuple(sorted(reduced.values(), key=lambda grant: (-grant.until_s, str(grant.entry))))
 
 
-def _domains(pattern: HostPattern, port: int, holding: list[_Grant]) -> list[str]:
-    domains = [f"{pattern}:{port}"]
-    if port == 80 and any(grant.entry.scheme == "http" for grant in holding):
-        domains.append(str(pattern))
-    return domains
-
-
 def _routes(
-    policy: SandboxPolicy, kind: _Kind, meaning: tuple[_Grant, ...], now_s: float
+    policy: SandboxPolicy, kind: _Kind, meaning: tuple[_Grant, ...], now_s: float, view: View
 ) -> list[route_pb2.Route]:
     routes: list[route_pb2.Route] = []
     for grant in meaning:
+        secret = view.credential(grant.entry.credential) if grant.entry.credential else None
+        if grant.entry.credential and secret is None:
+            continue  # without its secret a request would say something else
         for match in _matches(grant.entry):
             route = route_pb2.Route(name=ALLOW + grant.rule, match=match, route=_action(grant, now_s))
             if math.isfinite(grant.until_s):
                 route.typed_per_filter_config[types.TIME_FILTER].CopyFrom(_until(grant.until_s))
+            if secret is not None:
+                # Overwrites: what the agent put there is not sent.
+                header = route_pb2.HeaderValue(key=secret[0], value=secret[1])
+                route.request_headers_to_add.add(header=header, append_action=2)
             _enable(policy, route, compare=kind == "wildcard")
             routes.append(route)
     return routes + _rest(policy, now_s)
@@ -180,7 +204,7 @@ def _action(grant: _Grant, now_s: float) -> route_pb2.RouteAction:
         else MAX_TUNNEL_S
     )
     action = route_pb2.RouteAction(
-        cluster=types.TUNNEL_CLUSTER if grant.entry.scheme == "https" else types.DIRECT_CLUSTER,
+        cluster=_cluster(grant.entry),
         timeout=Duration(),
         max_stream_duration=route_pb2.RouteAction.MaxStreamDuration(
             max_stream_duration=Duration(seconds=remaining_s)
@@ -189,6 +213,12 @@ def _action(grant: _Grant, now_s: float) -> route_pb2.RouteAction:
     if grant.entry.scheme == "https":
         action.upgrade_configs.add(upgrade_type="CONNECT").connect_config.SetInParent()
     return action
+
+
+def _cluster(entry: Entry) -> str:
+    if entry.scheme == "https":
+        return types.TUNNEL_CLUSTER
+    return types.SECURE_CLUSTER if entry.upstream_tls else types.DIRECT_CLUSTER
 
 
 def _rest(policy: SandboxPolicy, now_s: float) -> list[route_pb2.Route]:

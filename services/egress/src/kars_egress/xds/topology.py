@@ -25,6 +25,8 @@ class Place:
 
     resolver: tuple[str, int]
     """The one name server that it asks."""
+    roots_file: str
+    """PEM roots that hosts are verified with where it speaks TLS itself."""
     log_file: str
     """Where it writes a line for each request; the record that audit is made of."""
 
@@ -43,7 +45,37 @@ def shared_clusters(place: Place) -> dict[str, dict[str, Any]]:
             ),
             "circuit_breakers": _breakers(),
         },
+        types.SECURE_CLUSTER: _secure(place),
         types.TUNNEL_CLUSTER: _internal_cluster(types.TUNNEL_CLUSTER, "tunnel"),
+    }
+
+
+def _secure(place: Place) -> dict[str, Any]:
+    """Return the way out with TLS: the certificate must be the host's, by the roots of this place."""
+    tls = typed(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context={"validation_context": {"trusted_ca": {"filename": place.roots_file}}},
+    )
+    options = {
+        "@type": f"{types.PREFIX}envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http_protocol_options": {}},
+        "upstream_http_protocol_options": {"auto_sni": True, "auto_san_validation": True},
+    }
+    return {
+        "name": types.SECURE_CLUSTER,
+        "connect_timeout": "5s",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": typed(
+            "envoy.clusters.dynamic_forward_proxy",
+            "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+            dns_cache_config=fragments.dns_cache(place.resolver),
+        ),
+        "transport_socket": tls,
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
+        },
+        "circuit_breakers": _breakers(),
     }
 
 

@@ -18,6 +18,8 @@ ORDER = (CLUSTER, LISTENER, SCOPE, ROUTES, EXTENSION)
 
 DIRECT_CLUSTER = "direct"
 """To the internet, by name, with the address filter."""
+SECURE_CLUSTER = "secure"
+"""The same, with TLS that the proxy speaks itself and verifies."""
 TUNNEL_CLUSTER = "tunnel"
 """To the internal listener that compares what TLS asks for with what was allowed."""
 CONTROL_CLUSTER = "control"
