@@ -1,4 +1,4 @@
-"""The agent calls an API with a placeholder; the secret is put in outside, goes to one verified host, and nowhere else."""
+"""The agent calls an API with a placeholder; the secret is put in outside, for one verified host."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,9 @@ def injected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield running
 
 
-def fetch(scene: Scene, path: str = "/v1/x", method: str = "GET", host: str = "api.allowed.test") -> tuple[int, bytes]:
+def fetch(
+    scene: Scene, path: str = "/v1/x", method: str = "GET", host: str = "api.allowed.test"
+) -> tuple[int, bytes]:
     extra = "authorization: Bearer placeholder\r\n"
     answer = scene.agent.get(f"http://{host}{path}", host, method=method, extra=extra)
     return answer.status, answer.body
@@ -112,4 +114,4 @@ def test_a_secret_never_goes_out_in_plain_or_to_a_wildcard(tmp_path: Path) -> No
         {"host": "a.test", "scheme": "http", "upstream_tls": True, "credential": "../api"},
     ):
         with pytest.raises(Exception, match="entry_invalid"):
-            Entry.build(**wrong)  # type: ignore[arg-type]
+            Entry.build(**wrong)

@@ -64,7 +64,9 @@ def test_denied_explained_approved_and_revoked(parts: tuple[Operator, Agent]) ->
     assert agent.http("pending.test").status == 403
     told = json.loads(kars("egress", "-n", "team", "writer", "explain", "http://pending.test/", "-o", "json"))
     assert (told["allowed"], told["reason"]) == (False, "not_in_allowlist")
-    assert told["nextStep"].startswith("ask an operator: kars egress -n team writer approve pending.test:80 --scheme http")
+    assert told["nextStep"].startswith(
+        "ask an operator: kars egress -n team writer approve pending.test:80 --scheme http"
+    )
     approve = ("egress", "-n", "team", "writer", "approve", "pending.test", "--scheme", "http")
     made = json.loads(kars(*approve, "--reason", "the report needs it", "--for", "10m", "-o", "json"))
     wait(lambda: agent.http("pending.test").status == 200, "the approval is in force")

@@ -111,7 +111,9 @@ def test_a_denial_says_what_to_do(stage: Scene) -> None:
     body = stage.agent.http("hidden.test").json()
     assert body["error"] == "egress_denied"
     assert body["reason"] == "not_in_allowlist"
-    assert body["next_step"].startswith("ask an operator: kars egress -n <namespace> <sandbox> approve hidden.test")
+    assert body["next_step"].startswith(
+        "ask an operator: kars egress -n <namespace> <sandbox> approve hidden.test"
+    )
 
 
 def test_methods_and_paths_are_kept_where_requests_are_seen(stage: Scene) -> None:

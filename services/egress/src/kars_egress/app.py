@@ -27,6 +27,7 @@ from kars_common.spiffe import SpiffeId
 from kars_common.svid import SvidSource
 
 from kars_egress import authorization
+from kars_egress.allowlists import AllowlistStore
 from kars_egress.api.authorize import AuthorizationServicer
 from kars_egress.api.control import EgressControlServicer
 from kars_egress.api.discovery import DiscoveryServicer
@@ -196,6 +197,7 @@ class EgressApp:
             self.blocklist,
             self.decisions,
             self.audit,
+            allowlists=AllowlistStore(settings.allowlists_dir, settings.allowlist_keys_file),
             max_approval_s=settings.max_approval_s,
             max_learning_s=settings.max_learning_s,
             clock_s=clock_s,

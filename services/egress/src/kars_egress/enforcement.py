@@ -120,13 +120,21 @@ class Enforcement:
             if any(entry.credential in names for entry in policy.all_entries()):
                 self._enforce(policy)
 
-    def apply(self, sandbox: SandboxId, entries: Iterable[Entry], network_namespace: str) -> SandboxPolicy:
+    def apply(
+        self,
+        sandbox: SandboxId,
+        entries: Iterable[Entry],
+        network_namespace: str,
+        allowlist_generation: int = 0,
+    ) -> SandboxPolicy:
         """Replace allowlist and place; approvals and learning stay."""
         known = self._policies.get(sandbox, SandboxPolicy(sandbox))
         fresh = replace(
             known.without_expired(self._clock_s()),
             entries=tuple(dict.fromkeys(entries)),
             network_namespace=network_namespace,
+            # Unsigned in between does not make an old signature good again.
+            allowlist_generation=max(allowlist_generation, known.allowlist_generation),
         )
         if set(known.entries) - set(fresh.entries):
             fresh = replace(fresh, generation=fresh.generation + 1)

@@ -47,6 +47,12 @@ class EgressSettings(ServiceSettings):
     max_learning_s: int = Field(default=4 * 3600, ge=60, le=7 * 86_400)
     """Longest time that a sandbox may learn."""
 
+    allowlists_dir: Path | None = None
+    """Signed allowlists in OCI image layout; None accepts none."""
+
+    allowlist_keys_file: Path | None = None
+    """Public keys that signed allowlists must be signed with."""
+
     credentials_file: Path | None = None
     """Secrets that the proxy puts into requests (JSON, see `credentials.py`); None for none."""
 

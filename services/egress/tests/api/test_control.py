@@ -10,11 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kars.egress.v1 import egress_pb2, egress_pb2_grpc
 from kars_common.audit import AuditLog
 from kars_common.errors import KarsError
+from kars_common.policy.signing import dump_keys, key_id
 from kars_common.rpc import PeerChannel, RpcServer, mapped_errors
 from kars_common.spiffe import SpiffeId
 from kars_common.svid import Svid
 from kars_common.testing import MemoryAuthority, StaticSvidSource
 from kars_egress import authorization
+from kars_egress.allowlists import AllowlistStore
 from kars_egress.api.control import EgressControlServicer
 from kars_egress.app import EgressApp
 from kars_egress.blocklist.service import Blocklist
@@ -22,6 +24,7 @@ from kars_egress.decisions.recording import DecisionRecorder
 from kars_egress.decisions.spool import Spool
 from kars_egress.enforcement import Enforcement
 from kars_egress.names.serving import NameServers
+from kars_egress.policy import artefacts
 from kars_egress.policy.sandboxes import SandboxId
 from kars_egress.settings import EgressSettings
 from kars_egress.xds.snapshot import Snapshot
@@ -37,6 +40,9 @@ class Service:
 
     def __init__(self, directory: Path) -> None:
         self.authority = MemoryAuthority()
+        self.signer = Ed25519PrivateKey.generate()
+        public = self.signer.public_key()
+        (directory / "keys.json").write_bytes(dump_keys({key_id(public): public}))
         self.audit = AuditLog.open(
             directory / "audit", "spiffe://kars.local/svc/egress", Ed25519PrivateKey.generate()
         )
@@ -64,6 +70,7 @@ class Service:
             blocklist,
             self.decisions,
             self.audit,
+            allowlists=AllowlistStore(directory / "allowlists", directory / "keys.json"),
             max_approval_s=3600,
             max_learning_s=600,
             clock_s=time.time,
@@ -254,3 +261,70 @@ async def test_every_method_has_a_rule_and_every_rule_a_method(tmp_path: Path) -
     for server in (app.control_server, app.proxy_server):
         assert server.ungoverned() == (frozenset(), frozenset())
     await app.audit.close()
+
+
+def publish(
+    service: Service, directory: Path, layer: bytes, signer: Ed25519PrivateKey | None = None
+) -> egress_pb2.AllowlistRef:
+    """Put an artefact where the service looks for it."""
+    layout = directory / "allowlists" / "registry.test" / "team" / "writer"
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    manifest = artefacts.manifest(layer)
+    for data in (layer, manifest):
+        (blobs / artefacts.digest(data).removeprefix("sha256:")).write_bytes(data)
+    digest = artefacts.digest(manifest)
+    (layout / f"{digest.replace(':', '-')}.sig").write_bytes(
+        artefacts.sign(manifest, signer or service.signer)
+    )
+    return egress_pb2.AllowlistRef(registry="registry.test", repository="team/writer", digest=digest)
+
+
+async def apply_signed(service: Service, reference: egress_pb2.AllowlistRef) -> None:
+    request = egress_pb2.ApplySandboxRequest(sandbox=REF, allowlist=reference)
+    await service.as_controller(lambda stub: stub.ApplySandbox(request))
+
+
+def layer(generation: int, *hosts: str) -> bytes:
+    return artefacts.serialise(artefacts.Allowlist(generation, tuple((host, 443) for host in hosts)))
+
+
+async def test_a_signed_allowlist_counts_and_an_older_one_does_not(service: Service, tmp_path: Path) -> None:
+    older = publish(service, tmp_path, layer(1, "old.test"))
+    await apply_signed(service, older)
+    await apply_signed(service, publish(service, tmp_path, layer(2, "a.test", "b.test")))
+    assert [str(entry.pattern) for entry in service.enforcement.get(SANDBOX).entries] == ["a.test", "b.test"]
+    await apply(service, "c.test")
+    with pytest.raises(KarsError) as refused:
+        await apply_signed(service, older)
+    assert refused.value.reason == "allowlist_rollback"
+    assert [str(entry.pattern) for entry in service.enforcement.get(SANDBOX).entries] == ["c.test"]
+
+
+async def test_what_is_wrong_with_a_signed_allowlist_leaves_the_last_one(
+    service: Service, tmp_path: Path
+) -> None:
+    await apply_signed(service, publish(service, tmp_path, layer(1, "a.test")))
+    good = publish(service, tmp_path, layer(2, "b.test"))
+    blob = (
+        tmp_path / "allowlists/registry.test/team/writer/blobs/sha256" / good.digest.removeprefix("sha256:")
+    )
+    cases = {
+        "allowlist_signature_invalid": publish(
+            service, tmp_path, layer(3, "b.test"), Ed25519PrivateKey.generate()
+        ),
+        "allowlist_not_canonical": publish(service, tmp_path, layer(3, "b.test") + b"# more\n"),
+        "allowlist_not_found": egress_pb2.AllowlistRef(
+            registry="registry.test", repository="team/writer", digest="sha256:" + "0" * 64
+        ),
+        "allowlist_ref_invalid": egress_pb2.AllowlistRef(registry="..", repository="..", digest=good.digest),
+    }
+    for reason, reference in cases.items():
+        with pytest.raises(KarsError) as refused:
+            await apply_signed(service, reference)
+        assert refused.value.reason == reason
+    blob.write_bytes(blob.read_bytes().replace(b"}", b" }", 1))
+    with pytest.raises(KarsError) as refused:
+        await apply_signed(service, good)
+    assert refused.value.reason == "allowlist_digest_mismatch"
+    assert [str(entry.pattern) for entry in service.enforcement.get(SANDBOX).entries] == ["a.test"]

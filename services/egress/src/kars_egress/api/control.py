@@ -1,5 +1,6 @@
 """Control for people and the controller: decode, call the domain, record who did it, encode."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,11 +11,13 @@ from kars_common.audit import AuditLog
 from kars_common.errors import InvalidInputError
 from kars_common.rpc import caller
 
+from kars_egress.allowlists import AllowlistStore
 from kars_egress.api import messages
 from kars_egress.blocklist.service import Blocklist
 from kars_egress.decisions.recording import DecisionRecorder
 from kars_egress.enforcement import Enforcement
 from kars_egress.policy.deciding import decide
+from kars_egress.policy.entries import Entry
 from kars_egress.policy.hosts import parse_url
 from kars_egress.policy.sandboxes import Approval, SandboxId
 from kars_egress.xds.subscription import Subscriptions
@@ -36,6 +39,7 @@ class EgressControlServicer(egress_pb2_grpc.EgressControlServicer):
         decisions: DecisionRecorder,
         audit: AuditLog,
         *,
+        allowlists: AllowlistStore,
         max_approval_s: int,
         max_learning_s: int,
         clock_s: Callable[[], float],
@@ -45,6 +49,7 @@ class EgressControlServicer(egress_pb2_grpc.EgressControlServicer):
         self._blocklist = blocklist
         self._decisions = decisions
         self._audit = audit
+        self._allowlists = allowlists
         self._max_approval_s = max_approval_s
         self._max_learning_s = max_learning_s
         self._clock_s = clock_s
@@ -54,9 +59,13 @@ class EgressControlServicer(egress_pb2_grpc.EgressControlServicer):
     ) -> egress_pb2.ApplySandboxResponse:
         """Replace what is allowed."""
         sandbox = _sandbox(request.sandbox)
-        entries = messages.entries(request.targets)
-        await self._record("egress.policy.applied", context, sandbox, entries=len(entries))
-        policy = self._enforcement.apply(sandbox, entries, request.network_namespace)
+        signed = request.allowlist.digest
+        if signed:
+            entries, generation = await self._read_signed(sandbox, request)
+        else:
+            entries, generation = messages.entries(request.targets), 0
+        await self._record("egress.policy.applied", context, sandbox, entries=len(entries), allowlist=signed)
+        policy = self._enforcement.apply(sandbox, entries, request.network_namespace, generation)
         return egress_pb2.ApplySandboxResponse(digest=policy.digest)
 
     async def RemoveSandbox(  # noqa: N802 - named by the contract
@@ -217,6 +226,21 @@ class EgressControlServicer(egress_pb2_grpc.EgressControlServicer):
             feeds=[messages.feed(status) for status in self._blocklist.statuses()],
             distribution=egress_pb2.Distribution.ValueType(distribution),
         )
+
+    async def _read_signed(
+        self, sandbox: SandboxId, request: egress_pb2.ApplySandboxRequest
+    ) -> tuple[tuple[Entry, ...], int]:
+        if request.targets:
+            raise InvalidInputError(
+                "egress_policy_invalid", "targets and a signed allowlist exclude each other"
+            )
+        known = self._enforcement.policies.get(sandbox)
+        least = 0 if known is None else known.allowlist_generation
+        reference = request.allowlist
+        found = await asyncio.to_thread(
+            self._allowlists.read, reference.registry, reference.repository, reference.digest, least
+        )
+        return found.entries(), found.generation
 
     async def _record(self, kind: str, context: Context, sandbox: SandboxId, **fields: object) -> None:
         record = {"caller": str(caller(context)), "sandbox": str(sandbox), **fields}

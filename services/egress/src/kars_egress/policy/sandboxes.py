@@ -82,6 +82,8 @@ class SandboxPolicy:
     learning_until_s: float = 0.0
     network_namespace: str = ""
     """Where the door is opened; empty for a gateway."""
+    allowlist_generation: int = 0
+    """Of the signed allowlist in force; an older one is refused. 0: none."""
     generation: int = 0
     """Moves on when something was taken away: open tunnels of an older one are closed."""
 
@@ -138,6 +140,7 @@ def to_json(policy: SandboxPolicy) -> dict[str, Any]:
         ],
         "learning_until_s": policy.learning_until_s,
         "network_namespace": policy.network_namespace,
+        "allowlist_generation": policy.allowlist_generation,
         "generation": policy.generation,
     }
 
@@ -164,6 +167,7 @@ def from_json(value: Mapping[str, Any]) -> SandboxPolicy:
             ),
             learning_until_s=float(value["learning_until_s"]),
             network_namespace=value["network_namespace"],
+            allowlist_generation=int(value["allowlist_generation"]),
             generation=int(value["generation"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
