@@ -25,7 +25,7 @@ def test_no_tcp_leaves_but_through_the_doors(stage: Scene, address: str, port: i
 
 
 @pytest.mark.parametrize("address", [PUBLIC_6, "fd00::5", "2606:4700:4700::1111", "::ffff:203.0.113.10"])
-def test_no_ipv6_leaves(stage: Scene, address: str) -> None:
+def test_register_48_no_ipv6_leaves(stage: Scene, address: str) -> None:
     with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is compared
         stage.agent.connect(address, 443, timeout_s=1).close()
     assert refused.value.errno in GONE

@@ -53,7 +53,7 @@ def test_a_forged_request_reaches_nothing_that_is_not_allowed(stage: Scene, name
     assert stage.names.asked_for("hidden.test") == queries
 
 
-def test_each_request_of_a_connection_is_decided(stage: Scene) -> None:
+def test_register_53_each_request_of_a_connection_is_decided(stage: Scene) -> None:
     with contextlib.closing(stage.agent.connect()) as connection:
         for host, status in (("api.allowed.test", 200), ("hidden.test", 403), ("api.allowed.test", 200)):
             connection.sendall(f"GET http://{host}/ HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())

@@ -185,7 +185,7 @@ async def test_an_approval_has_bounds(
     assert service.enforcement.get(SANDBOX).approvals == ()
 
 
-async def test_defect_4_a_sandbox_changes_nothing(service: Service) -> None:
+async def test_a_sandbox_changes_nothing(service: Service) -> None:
     await apply(service)
     for call in (
         lambda stub: stub.GrantApproval(grant()),

@@ -49,7 +49,7 @@ def blocked(blocklist: Blocklist, *hosts: str) -> list[bool]:
     return [blocklist.match(canonical_host(host)) is not None for host in hosts]
 
 
-async def test_defect_54_a_feed_that_fails_keeps_its_last_good_list(tmp_path: Path) -> None:
+async def test_register_54_a_feed_that_fails_keeps_its_last_good_list(tmp_path: Path) -> None:
     snapshot = Snapshot()
     blocklist = Blocklist([ONE, TWO], tmp_path, snapshot, lambda: 5.0)
     blocklist.load()

@@ -31,7 +31,7 @@ def test_an_entry_that_means_too_much_is_refused(host: str, reason: str) -> None
     assert refused.value.reason == reason
 
 
-def test_defect_31_a_port_is_part_of_what_is_allowed() -> None:
+def test_register_31_a_port_is_part_of_what_is_allowed() -> None:
     entry = Entry.build("api.example.com")
     assert entry.allows(parse_url("https://api.example.com/"))
     assert not entry.allows(parse_url("https://api.example.com:8443/"))
@@ -67,7 +67,7 @@ def test_rules_of_https_that_nobody_could_keep_are_refused() -> None:
         Entry.build("a.example.com", methods=("GET",))
 
 
-def test_defect_47_strict_is_what_a_sandbox_begins_with() -> None:
+def test_register_47_strict_is_what_a_sandbox_begins_with() -> None:
     verdict = decide(SandboxPolicy(SANDBOX), parse_url("https://any.example/"), lambda _: None, 0)
     assert (verdict.allowed, verdict.reason) == (False, "not_in_allowlist")
 

@@ -87,7 +87,7 @@ def test_an_authority_has_the_port_that_it_names(name: str, port: int) -> None:
     assert split_authority(name, 443) == (canonical_host(name), 443)
 
 
-def test_defect_32_a_fragment_or_backslash_does_not_lend_a_suffix() -> None:
+def test_register_32_a_fragment_or_backslash_does_not_lend_a_suffix() -> None:
     assert parse_url("https://evil.example#.allowed.example/").host.text == "evil.example"
     with pytest.raises(InvalidInputError):
         parse_url("https://evil.example\\.allowed.example/")
