@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+from kars_egress.blocklist.fetching import HttpFetcher
 from kars_egress.policy.entries import Entry
 from kars_egress.xds import topology
 from kars_egress_testkit.running import Scene, scene, wait
@@ -41,9 +42,9 @@ def main() -> int:
     """Run the benchmark; returns the exit code."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--rounds", type=int, default=5, help="rounds of traffic; each visits every subject"
+        "--rounds", type=int, default=9, help="rounds of traffic; each visits every subject"
     )
-    arguments.add_argument("--seconds", type=float, default=3.0, help="length of one window")
+    arguments.add_argument("--seconds", type=float, default=2.0, help="length of one window")
     arguments.add_argument("--sandboxes", type=int, default=10_000, help="the largest number of sandboxes")
     given = arguments.parse_args()
     if os.geteuid() != 0:
@@ -62,7 +63,7 @@ def main() -> int:
 
 def _traffic(scratch: Path, figures: dict[str, object], rounds: int, seconds: float) -> None:
 
-    from tests.bench.egress import pushing, traffic
+    from tests.bench.egress import traffic
 
     entries = [Entry.build(traffic.HOST), Entry.build(traffic.HOST, scheme="http")]
     entries += [Entry.build(f"d{number}.bench.test") for number in range(17)]
@@ -74,15 +75,8 @@ def _traffic(scratch: Path, figures: dict[str, object], rounds: int, seconds: fl
             static.allow(*entries)
         full = stack.enter_context(_scene(scratch / "full", _feed(scratch)))
         full.allow(*entries)
-        started = time.monotonic()
-        wait(
-            lambda: full.agent.http("listed.wild.test").reason == "blocklist", "the blocklist is in force", 60
-        )
-        figures["blocklist_load_s"] = round(time.monotonic() - started, 2)
         envoys = {"static": static.egress.app.envoy.pid or 0, "full": full.egress.app.envoy.pid or 0}
-        memory = {name: pushing.resident_mib(pid) for name, pid in envoys.items()}
-        figures["blocklist_mib"] = round(memory["full"] - memory["static"], 1)
-        figures["blocklist_domains"] = len(full.egress.app.blocklist)
+        _load_blocklist(full, scratch, figures)
         with (
             traffic.origin(scratch, static.world),
             traffic.bare(scratch, static.world, static.agent.namespace) as bare,
@@ -99,6 +93,20 @@ def _traffic(scratch: Path, figures: dict[str, object], rounds: int, seconds: fl
                 _rounds(figures, kind, measure, subjects, rounds, seconds)
     figures["static_vs_envoy"] = figures["keepalive_static_vs_envoy"]
     figures["full_vs_envoy"] = figures["keepalive_full_vs_envoy"]
+
+
+def _load_blocklist(scene_: Scene, scratch: Path, figures: dict[str, object]) -> None:
+    """Let the feed grow to its full size and wait until Envoy refuses what is on it."""
+    wait(lambda: scene_.agent.http("first.wild.test").reason == "blocklist", "the small list is in force")
+    app = scene_.egress.app
+    before = pushing.resident_mib(app.envoy.pid or 0)
+    (scratch / "listed.txt").write_bytes((scratch / "full.txt").read_bytes())
+    started = time.monotonic()
+    scene_.call(lambda: app.blocklist.refresh(HttpFetcher()))
+    wait(lambda: scene_.agent.http("listed.wild.test").reason == "blocklist", "the blocklist is in force", 60)
+    figures["blocklist_load_s"] = round(time.monotonic() - started, 2)
+    figures["blocklist_mib"] = round(pushing.resident_mib(app.envoy.pid or 0) - before, 1)
+    figures["blocklist_domains"] = len(app.blocklist)
 
 
 def _rounds(
@@ -167,7 +175,8 @@ def _feed(scratch: Path) -> Path:
         "".join(numbers.choices(letters, k=numbers.randint(6, 14))) + ".test" for _ in range(DOMAINS + 5000)
     }
     listed = scratch / "listed.txt"
-    listed.write_text("\n".join(["listed.wild.test", *sorted(names)[: DOMAINS - 1]]) + "\n")
+    listed.write_text("first.wild.test\n")
+    (scratch / "full.txt").write_text("\n".join(["listed.wild.test", *sorted(names)[: DOMAINS - 1]]) + "\n")
     feeds = scratch / "feeds.json"
     feeds.write_text(json.dumps({"feeds": [{"name": "bench", "url": str(listed)}]}))
     return feeds
@@ -200,6 +209,8 @@ def _report(figures: dict[str, object]) -> None:
             continue
         met = value >= bound if sign == ">=" else value <= bound
         print(f"{name:28} {value:10} promised {sign} {bound:6}  {'met' if met else 'MISSED'}")
+    if max(os.getloadavg()[0], float(str(figures["load_average_before"]))) > (os.cpu_count() or 1):
+        print("\nother jobs ran meanwhile: the ratios of throughput say little, look at *_per_cpu")
     print(f"\nwritten: {output.relative_to(REPO)}")
 
 
