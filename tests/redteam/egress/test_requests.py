@@ -107,6 +107,15 @@ def test_the_blocklist_holds_in_any_spelling_and_below_a_wildcard(stage: Scene, 
     assert stage.denied(reason="blocklist", host=host.lower().rstrip("."))
 
 
+def test_a_listed_host_is_blocked_even_when_somebody_named_it(stage: Scene) -> None:
+    stage.allow(Entry.build("evil.test"), Entry.build("evil.test", scheme="http"), Entry.build("*.evil.test"))
+    assert stage.agent.http("evil.test").reason == "blocklist"
+    assert stage.agent.https("evil.test").reason == "blocklist"
+    assert stage.agent.https("sub.evil.test").reason == "blocklist"
+    assert stage.denied(host="evil.test", reason="blocklist", method="CONNECT")
+    assert stage.names.asked_for("evil.test") == 0
+
+
 def test_a_denial_says_what_to_do(stage: Scene) -> None:
     body = stage.agent.http("hidden.test").json()
     assert body["error"] == "egress_denied"
