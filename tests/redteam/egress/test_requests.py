@@ -120,9 +120,9 @@ def test_a_denial_says_what_to_do(stage: Scene) -> None:
     body = stage.agent.http("hidden.test").json()
     assert body["error"] == "egress_denied"
     assert body["reason"] == "not_in_allowlist"
-    assert body["next_step"].startswith(
-        "ask an operator: kars egress -n <namespace> <sandbox> approve hidden.test"
-    )
+    ask = "ask an operator: kars egress -n <namespace> <sandbox> approve"
+    assert body["next_step"] == f"{ask} hidden.test --scheme http --reason '<why>'"
+    assert stage.agent.https("hidden.test").json()["next_step"] == f"{ask} hidden.test:443 --reason '<why>'"
 
 
 def test_methods_and_paths_are_kept_where_requests_are_seen(stage: Scene) -> None:

@@ -53,7 +53,12 @@ _REASONS = (
     ("response.code_details == 'route_not_found'", 403, "not_in_allowlist", True),
     ("response.code_details.startsWith('upstream_reset_before')", 502, "destination_unreachable", False),
 )
-_ASK = "ask an operator: kars egress -n <namespace> <sandbox> approve %REQ(:AUTHORITY)% --reason '<why>'"
+_ASK = "ask an operator: kars egress -n <namespace> <sandbox> approve %REQ(:AUTHORITY)%{} --reason '<why>'"
+_KINDS = (
+    # A tunnel is for TLS; anything else is plain HTTP, which is approved as such.
+    (" && request.method == 'CONNECT'", _ASK.format("")),
+    ("", _ASK.format(" --scheme http")),
+)
 _NOTHING = "nobody can approve this; use another destination, or try later"
 
 
@@ -194,8 +199,9 @@ def _take_off() -> dict[str, Any]:
 def _answers() -> dict[str, Any]:
     """Return what an agent reads when it is refused: what, which rule, what to do next."""
     mappers = [
-        _mapper(expression, status, reason, _ASK if askable else _NOTHING)
+        _mapper(expression + kind, status, reason, step)
         for expression, status, reason, askable in _REASONS
+        for kind, step in (_KINDS if askable else (("", _NOTHING),))
     ]
     mappers.append(_mapper("response.code_details == 'direct_response'", 403, "%ROUTE_NAME%", _NOTHING))
     return {"mappers": mappers}
