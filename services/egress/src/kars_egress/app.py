@@ -176,7 +176,7 @@ class EgressApp:
             self.snapshot.put(types.LISTENER, "gateway", encoding.listener(door))
 
     def _proxy_server(self, clock_s: Callable[[], float]) -> RpcServer:
-        limits = ServerLimits(max_message_bytes=_MAX_PUSH_BYTES)
+        limits = ServerLimits(max_send_bytes=_MAX_PUSH_BYTES)
         server = RpcServer(self._source, authorization.PROXY, f"unix:{self._socket}", limits=limits)
         server.add(
             discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server,

@@ -62,7 +62,7 @@ _KINDS = (
 _NOTHING = "nobody can approve this; use another destination, or try later"
 
 
-def http_filters() -> list[dict[str, Any]]:
+def http_filters(dns: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the chain that decides, the same at every door."""
     return [
         {
@@ -89,7 +89,7 @@ def http_filters() -> list[dict[str, Any]]:
         typed(
             "envoy.filters.http.dynamic_forward_proxy",
             f"{_HTTP}.dynamic_forward_proxy.v3.FilterConfig",
-            dns_cache_config={"name": "direct"},
+            dns_cache_config=dns,
         ),
         typed("envoy.filters.http.router", f"{_HTTP}.router.v3.Router", suppress_envoy_headers=True),
     ]
@@ -99,14 +99,12 @@ def connection_manager(
     stat_prefix: str, logs: list[dict[str, Any]], dns: dict[str, Any], **routes: object
 ) -> dict[str, Any]:
     """Return the HTTP connection manager of a door; `routes` says where its routes come from."""
-    filters = http_filters()
-    filters[-2]["typed_config"]["dns_cache_config"] = dns
     return typed(
         "envoy.filters.network.http_connection_manager",
         f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=stat_prefix,
         codec_type="HTTP1",
-        http_filters=filters,
+        http_filters=http_filters(dns),
         upgrade_configs=[{"upgrade_type": "CONNECT"}],
         access_log=logs,
         early_header_mutation_extensions=[_take_off()],
