@@ -75,6 +75,8 @@ def _traffic(scratch: Path, figures: dict[str, object], rounds: int, seconds: fl
             static.allow(*entries)
         full = stack.enter_context(_scene(scratch / "full", _feed(scratch)))
         full.allow(*entries)
+        for namespace in (static.world, full.world, static.agent.namespace, full.agent.namespace):
+            traffic.tune(namespace)
         envoys = {"static": static.egress.app.envoy.pid or 0, "full": full.egress.app.envoy.pid or 0}
         _load_blocklist(full, scratch, figures)
         with (
