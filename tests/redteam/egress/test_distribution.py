@@ -39,7 +39,7 @@ def test_a_refused_version_is_shown_and_the_last_good_one_holds(stage: Scene) ->
 
 def test_only_envoys_get_configuration(stage: Scene) -> None:
     authority = stage.egress.authority
-    strangers = (authority.operator("olga"), authority.service("router"), authority.service("controller"))
+    strangers = authority.operator("olga"), authority.service("router"), authority.service("controller")
     for svid in strangers:
         assert refusal(stage, svid) == "caller_not_authorized"
     assert refusal(stage, MemoryAuthority().service("egress-proxy")) == "unavailable"
