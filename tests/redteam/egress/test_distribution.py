@@ -46,7 +46,7 @@ def test_only_envoys_get_configuration(stage: Scene) -> None:
 
 
 def refusal(stage: Scene, svid: Svid) -> str:
-    """Return why there was no answer; gRPC says `internal` when it was still writing, so it is asked again."""
+    """Return why there was no answer; `internal` is gRPC still writing, so it is asked again."""
     reasons: list[str] = []
 
     def told() -> bool:
