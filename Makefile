@@ -3,7 +3,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept crds bench-router bench-mesh soak-mesh clean
+.PHONY: help setup demo test test-packages lint fmt proto proto-accept crds clean
+.PHONY: bench-router bench-mesh bench-egress chaos-relay chaos-egress soak-mesh
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,10 +15,12 @@ setup: ## install uv and the locked environments (no root needed)
 demo: setup ## run the quickstart agent in a sandbox, attack it, print the proofs (MODEL=local: a real small model)
 	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL)) $(if $(FAULT),--fault $(FAULT))
 
-test: setup ## run the tests (attacks included), as root or not
+test: setup test-packages ## run the tests (attacks included), as root or not
 	@$(BIN)/pytest -q
 
-.PHONY: chaos-relay
+test-packages:
+	@tools/debian-packages
+
 chaos-relay: setup ## kill -9 the relay, and one of three replicas with its NATS server, 20 times each under load (KILLS=)
 	@KARS_CHAOS_KILLS=$(or $(KILLS),20) $(BIN)/pytest -q --timeout 900 services/relay/tests/test_chaos.py
 
@@ -53,6 +56,12 @@ soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps fo
 	@for seed in $(or $(SEEDS),1 2 3 4 5); do \
 	  KARS_SOAK_SEED=$$seed KARS_SOAK_STEPS=$(or $(STEPS),10000) \
 	  $(BIN)/pytest -q --timeout 3600 sdk/tests/mesh/test_adversary.py -k long_random_walk || exit 1; done
+chaos-egress: setup test-packages ## 10,000 connections of one sandbox; another is served all the while (root)
+	@KARS_TEST_EGRESS_CONNECTIONS=10000 $(BIN)/pytest -q tests/redteam/egress/test_network.py -k many_connections
+
+bench-egress: setup ## egress against bare Envoy, pushes to 10,000 sandboxes, 400,000 blocked domains (root)
+	@tools/debian-packages wrk
+	@$(BIN)/python -W ignore -m tests.bench.egress.run
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

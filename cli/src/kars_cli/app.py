@@ -12,10 +12,12 @@ from kars_cli.commands import (
     describe,
     dev,
     doctor,
+    egress,
     get,
     logs,
     mesh,
     policy,
+    trace,
     version,
 )
 
@@ -42,6 +44,8 @@ def build() -> typer.Typer:
     app.add_typer(audit.app, name="audit")
     app.add_typer(policy.app, name="policy")
     app.add_typer(mesh.app, name="mesh")
+    app.add_typer(egress.app, name="egress")
+    app.command("trace")(trace.trace)
     app.command("doctor")(doctor.doctor)
     app.command("version")(version.version)
     return app

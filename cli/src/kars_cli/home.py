@@ -64,6 +64,18 @@ def endpoints(home: Path) -> Endpoints:
         raise UnavailableError("platform_not_running", f"{path} cannot be read") from exc
 
 
+def egress_endpoint(home: Path) -> str:
+    """Return where the egress service listens for operators, as it wrote it down at its start.
+
+    Raises:
+        UnavailableError: `egress_not_running`.
+    """
+    try:
+        return f"127.0.0.1:{int((home / 'egress' / 'control.port').read_text(encoding='ascii'))}"
+    except (OSError, ValueError):
+        raise UnavailableError("egress_not_running", f"no egress service was started in {home}") from None
+
+
 def _is_controller(pid: int) -> bool:
     """Guard against a process id that belongs to somebody else by now."""
     try:

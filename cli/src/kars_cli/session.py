@@ -110,6 +110,15 @@ class Session:
         identity = SpiffeId.sandbox(self.trust_domain, namespace, name)
         return Router(self._channel(found.router_endpoint, identity.dns_name), sandbox, str(identity))
 
+    def egress(self, factory: Callable[[Any], _Stub]) -> _Stub:
+        """Return a stub on the egress service.
+
+        Raises:
+            UnavailableError: `egress_not_running`: no egress service was started here.
+        """
+        identity = SpiffeId.service(self.trust_domain, "egress")
+        return self._channel(home.egress_endpoint(self.home), identity.dns_name).stub(factory)
+
     def _channel(self, endpoint: str, dns_name: str) -> PeerChannel:
         channel = PeerChannel(self._source, endpoint, dns_name)
         self._stack.push_async_callback(channel.close)

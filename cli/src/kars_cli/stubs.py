@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, cast
 
 from kars.audit.v1 import audit_pb2_grpc
 from kars.budget.v1 import budget_pb2_grpc
+from kars.egress.v1 import egress_pb2_grpc
 from kars.governance.v1 import governance_pb2_grpc
 from kars.mesh.v1 import registry_pb2_grpc, relay_pb2_grpc
 from kars.policy.v1 import policy_pb2_grpc
@@ -15,6 +16,7 @@ from kars_cli.session import Router, Session
 if TYPE_CHECKING:
     from kars.audit.v1.audit_pb2_grpc import AuditLogAsyncStub, AuditWitnessAsyncStub
     from kars.budget.v1.budget_pb2_grpc import BudgetsAsyncStub
+    from kars.egress.v1.egress_pb2_grpc import EgressControlAsyncStub
     from kars.governance.v1.governance_pb2_grpc import ApprovalsAsyncStub
     from kars.mesh.v1.registry_pb2_grpc import RegistryAsyncStub
     from kars.mesh.v1.relay_pb2_grpc import RelayStatusAsyncStub
@@ -81,3 +83,8 @@ def enforcement(router: Router) -> "PolicyEnforcementAsyncStub":
 def budgets(router: Router) -> "BudgetsAsyncStub":
     """A router's budgets."""
     return cast("BudgetsAsyncStub", router.stub(budget_pb2_grpc.BudgetsStub))
+
+
+def egress(session: Session) -> "EgressControlAsyncStub":
+    """Control of the egress proxy."""
+    return cast("EgressControlAsyncStub", session.egress(egress_pb2_grpc.EgressControlStub))

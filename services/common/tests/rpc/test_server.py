@@ -56,6 +56,8 @@ class Servicer(identity_pb2_grpc.WorkloadIdentityServicer):
             raise InvalidInputError(
                 "csr_invalid", "bad csr", {"at": "here"}, [FieldViolation("csr_pem", "not PEM")]
             )
+        if request.csr_pem == "large":
+            return identity_pb2.RenewResponse(svid=identity_pb2.Svid(spiffe_id="x" * 2048))
         if request.csr_pem == "wait":
             self.entered.set()
             await self.let_go.wait()
@@ -284,6 +286,18 @@ async def test_unary_call_without_a_deadline_gets_the_channels(controller: Stati
 async def test_message_above_the_limit_is_refused(controller: StaticSvidSource) -> None:
     limits = ServerLimits(max_message_bytes=1024)
     async with serving(controller, limits=limits) as (endpoint, _, _), calling(controller, endpoint) as stub:
+        error = await failure(stub.Renew(identity_pb2.RenewRequest(csr_pem="x" * 2048)))
+    assert error.reason == "resource_exhausted"
+
+
+@pytest.mark.parametrize(("most", "passes"), [(None, False), (4096, True)])
+async def test_what_is_sent_may_be_larger_than_what_is_taken(
+    controller: StaticSvidSource, most: int | None, *, passes: bool
+) -> None:
+    limits = ServerLimits(max_message_bytes=1024, max_send_bytes=most)
+    async with serving(controller, limits=limits) as (endpoint, _, _), calling(controller, endpoint) as stub:
+        large = failure_or_none(stub.Renew(identity_pb2.RenewRequest(csr_pem="large")))
+        assert (await large is None) is passes
         error = await failure(stub.Renew(identity_pb2.RenewRequest(csr_pem="x" * 2048)))
     assert error.reason == "resource_exhausted"
 

@@ -36,6 +36,8 @@ class ServerLimits:
 
     max_message_bytes: int = 5 * 1024 * 1024
     """A policy bundle of 4 MiB with its envelope fits."""
+    max_send_bytes: int | None = None
+    """Bound of what is sent, where it is larger than what is taken; None for the same."""
     max_concurrent_streams: int = 256
     """Calls at once on one connection."""
     max_concurrent_rpcs: int = 1024
@@ -217,7 +219,7 @@ class _Recorder:
 def _options(limits: ServerLimits) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_send_bytes or limits.max_message_bytes),
         ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),

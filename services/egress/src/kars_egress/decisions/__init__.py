@@ -1,0 +1,1 @@
+"""What Envoy decided: read from its log, audited, counted, shown live."""

@@ -1,0 +1,1 @@
+"""The Envoy process: what it is started with, and that it runs."""

@@ -1,0 +1,1 @@
+"""What a sandbox may reach: hosts, entries, approvals, and the decision. No gRPC, no Envoy, no file."""
