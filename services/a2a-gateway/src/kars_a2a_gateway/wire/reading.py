@@ -53,12 +53,23 @@ def parse_message(document: object, message: _Message) -> _Message:
     """
     if not isinstance(document, dict):
         raise invalid("parameters must be a JSON object")
+    _check_enums(document, message.DESCRIPTOR)
     try:
         json_format.ParseDict(document, message, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as exc:
         # The parser's words quote the caller's values; the field's name is enough to find it.
         raise invalid("parameters do not fit the request's type") from exc
     return message
+
+
+def _check_enums(document: dict[str, Any], descriptor: Descriptor) -> None:
+    """Refuse a word that is no value: the parser would take it for none, and a filter would be silently gone."""
+    for field in descriptor.fields:
+        if field.enum_type is None:
+            continue
+        value = document.get(field.json_name, document.get(field.name))
+        if isinstance(value, str) and value not in field.enum_type.values_by_name:
+            raise invalid("no such value", field.json_name)
 
 
 def check_request(request: Message, bounds: MessageBounds) -> None:
