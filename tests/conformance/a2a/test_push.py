@@ -1,9 +1,7 @@
 """Push notifications: what arrives, in which order, signed by whom, and what happens when it does not arrive."""
 
 import hashlib
-import http.server
 import json
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,54 +10,9 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from kars_a2a_gateway_testkit.hook import Hook
 from kars_a2a_gateway_testkit.stand import Stand, wait_until
 from kars_a2a_gateway_testkit.wire import VERSION, message, rpc
-
-
-class Hook:
-    """A webhook; it can refuse for a while, and keeps what it accepted."""
-
-    def __init__(self) -> None:
-        self.accepted: list[tuple[dict[str, str], bytes]] = []
-        self.refuse = 0
-        self.status = 500
-        self.location = ""
-        hook = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if hook.refuse > 0:
-                    hook.refuse -= 1
-                    self.send_response(hook.status)
-                    if hook.location:
-                        self.send_header("location", hook.location)
-                else:
-                    hook.accepted.append(({k.lower(): v for k, v in self.headers.items()}, body))
-                    self.send_response(204)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
-    def states(self) -> list[str]:
-        found = []
-        for _, body in self.accepted:
-            event = json.loads(body)
-            status = event.get("statusUpdate", event.get("task", {})).get("status")
-            found.append(status["state"] if status else "artifact")
-        return found
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ class GatewayApp:
                 first_retry_s=settings.push_first_retry_s,
             ),
             worker=self.worker,
+            shared=settings.database_url is not None,
         )
         self.runs = Runs(
             database,

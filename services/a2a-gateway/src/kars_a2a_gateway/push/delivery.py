@@ -52,6 +52,7 @@ class PushDelivery:
         settings: DeliverySettings,
         *,
         worker: str,
+        shared: bool,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -60,6 +61,7 @@ class PushDelivery:
         self._signer = signer
         self._settings = settings
         self._worker = worker
+        self._shared = shared
         self._clock_s = clock_s
         self._wake = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -71,6 +73,8 @@ class PushDelivery:
 
     async def run(self) -> None:
         """Send for ever."""
+        if not self._shared:  # nobody else has this database: whoever held a lease is gone
+            await self._database.run(outbox.release_all)
         try:
             while True:
                 self._wake.clear()

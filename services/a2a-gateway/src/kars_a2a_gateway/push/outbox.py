@@ -111,14 +111,28 @@ def take_due(lease_owner: str, now_ms: int, until_ms: int, limit: int) -> Script
 def done(push: Push) -> Script[None]:
     """Forget a push that was delivered, or given up."""
     yield Statement("DELETE FROM pushes WHERE id = ?", (push.id,))
+    yield _release(push)
 
 
 def postpone(push: Push, next_ms: int) -> Script[None]:
     """Try a push again later; those behind it wait."""
     yield Statement("UPDATE pushes SET attempts = attempts + 1, next_ms = ? WHERE id = ?", (next_ms, push.id))
+    yield _release(push)
+
+
+def release_all() -> Script[None]:
+    """Let go of what a process before this one was sending; only where no other replica may be at it."""
+    yield Statement("UPDATE push_configs SET lease_owner = '', lease_until_ms = 0")
 
 
 def next_due_ms() -> Script[int | None]:
     """Return when the next push is due; None when nothing is queued."""
     rows = yield Statement("SELECT MIN(next_ms) FROM pushes")
     return int(rows[0][0]) if rows and rows[0][0] is not None else None
+
+
+def _release(push: Push) -> Statement:
+    return Statement(
+        "UPDATE push_configs SET lease_until_ms = 0 WHERE agent = ? AND task_id = ? AND config_id = ?",
+        (push.agent, push.task_id, push.config_id),
+    )
