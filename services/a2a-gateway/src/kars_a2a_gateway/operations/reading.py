@@ -1,6 +1,5 @@
 """GetTask, ListTasks, CancelTask, SubscribeToTask and the extended card."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 from a2a.types import (
@@ -116,11 +115,8 @@ class Reader:
             run = await self._runs.follow(call.exposure, row)
             subscription = run.subscribe(with_task=True)
             try:
-                async with asyncio.timeout(call.exposure.limits.max_stream_s):
-                    async for event in subscription.events():
-                        yield event
-            except TimeoutError:
-                return  # it may be subscribed to again
+                async for event in subscription.events(call.exposure.limits.max_stream_s):
+                    yield event
             finally:
                 run.unsubscribe(subscription)
 

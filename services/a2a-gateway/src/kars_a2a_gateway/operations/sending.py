@@ -217,11 +217,8 @@ async def _listen(started: Started, max_stream_s: float) -> AsyncGenerator[Strea
     if run is None or subscription is None:
         raise A2AError(Kind.INTERNAL_ERROR, "nobody listens to this stream")
     try:
-        async with asyncio.timeout(max_stream_s):
-            async for event in subscription.events():
-                yield event
-    except TimeoutError:
-        return  # the stream has lived long enough; the task goes on, and may be subscribed to
+        async for event in subscription.events(max_stream_s):
+            yield event
     finally:
         run.unsubscribe(subscription)
 

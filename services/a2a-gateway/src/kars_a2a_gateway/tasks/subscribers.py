@@ -34,13 +34,22 @@ class Subscription:
             item = A2AError(Kind.QUOTA_EXCEEDED, "the stream was read too slowly; subscribe again")
         self._queue.put_nowait(item)
 
-    async def events(self) -> AsyncIterator[StreamResponse]:
-        """Yield events until the end.
+    async def events(self, longest_s: float) -> AsyncIterator[StreamResponse]:
+        """Yield events until the end, or until the stream has lived long enough (the task goes on).
 
         Raises:
             A2AError: the stream ends with an error.
         """
-        while (item := await self._queue.get()) is not None:
+        end_at = asyncio.get_running_loop().time() + longest_s
+        while True:
+            try:
+                # Around each wait and not around all: the steps of a generator may run in different tasks.
+                async with asyncio.timeout_at(end_at):
+                    item = await self._queue.get()
+            except TimeoutError:
+                return
+            if item is None:
+                return
             if isinstance(item, A2AError):
                 raise item
             yield item
