@@ -1,4 +1,4 @@
-"""Two organisations that may call, and a third that forges: every attempt is refused, and is in the audit log."""
+"""Two organisations that may call, and a third that forges: refused, and in the audit log."""
 
 import asyncio
 import base64
@@ -59,16 +59,23 @@ class World:
             api_keys=[self.known_key, self.known_old_key],
         )
 
-    def client(self, certificate: tuple[Any, Any, str] | None = None, **headers: str) -> httpx.Client:
+    def client(
+        self,
+        certificate: tuple[Any, Any, str] | None = None,
+        *,
+        api_key: str = "",
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Client:
         import ssl
 
         context = ssl.create_default_context(cafile=str(self.public.root_file))
         if certificate is not None:
             context.load_cert_chain(certificate[0], certificate[1])
-        return httpx.Client(verify=context, headers={**VERSION, **headers}, timeout=20)
+        presented = {"X-API-Key": api_key} if api_key else {}
+        return httpx.Client(verify=context, headers={**VERSION, **presented, **(headers or {})}, timeout=20)
 
     def bearer(self, token: str, certificate: tuple[Any, Any, str] | None = None) -> httpx.Client:
-        return self.client(certificate, Authorization=f"Bearer {token}")
+        return self.client(certificate, headers={"Authorization": f"Bearer {token}"})
 
     def refusals(self) -> list[dict[str, Any]]:
         return [record for record in self.stand.audit() if record["type"] == "a2a.refused"]
@@ -124,7 +131,7 @@ def test_an_organisation_with_a_certificate_gets_its_task(world: World) -> None:
 
 
 def test_an_api_key_gets_its_task(world: World) -> None:
-    with world.client(**{"X-API-Key": world.key}) as client:
+    with world.client(api_key=world.key) as client:
         task_of(send(client, world))
 
 
@@ -165,10 +172,10 @@ def test_register_39_identity_headers_are_ignored(world: World) -> None:
         "X-SSL-Client-Verify": "SUCCESS",
         "X-User-Id": "alice",
     }
-    with world.client(**forged) as client:
+    with world.client(headers=forged) as client:
         response = send(client, world)
     assert response.status_code == 401
-    with world.client(world.partner_cert, **{"X-A2A-Agent-Subject": "somebody-else"}) as client:
+    with world.client(world.partner_cert, headers={"X-A2A-Agent-Subject": "somebody-else"}) as client:
         task_id = task_of(send(client, world))
     created = [r for r in world.stand.audit() if r["type"] == "a2a.task_created" and r["task"] == task_id]
     assert created[0]["principal"] == f"certificate:{PARTNER}"
@@ -215,7 +222,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
         "token_signature_invalid",
     ),
     "critical header": (lambda w: w.issuer.token(headers={"crit": ["b64"], "b64": True}), "token_malformed"),
-    "no token at all": (lambda w: "abc", "token_malformed"),
+    "no token at all": (lambda _: "abc", "token_malformed"),
     "bound to a certificate": (
         lambda w: w.issuer.token(cnf={"x5t#S256": base64.urlsafe_b64encode(bytes(32)).decode().rstrip("=")}),
         "token_not_bound",
@@ -413,7 +420,11 @@ def test_card_says_how_to_come_in_and_hides_what_is_not_shown(world: World) -> N
     with world.client() as client:
         card = client.get(f"{world.stand.url}/.well-known/agent-card.json").json()
     assert set(card["securitySchemes"]) == {"oauth2", "mtls", "api_key"}
-    assert [list(item["schemes"]) for item in card["securityRequirements"]] == [["oauth2"], ["mtls"], ["api_key"]]
+    assert [list(item["schemes"]) for item in card["securityRequirements"]] == [
+        ["oauth2"],
+        ["mtls"],
+        ["api_key"],
+    ]
     assert [skill["id"] for skill in card["skills"]] == ["echo", "transfer"]
     assert len(card["signatures"]) == 1, "both forms of this card agree"
 
@@ -454,6 +465,12 @@ async def test_no_secret_is_in_the_log_or_the_output(world: World) -> None:
 
 def test_unexposed_agents_do_not_exist(world: World) -> None:
     with world.bearer(world.issuer.token()) as client:
-        for path in ("/agents/team/other", "/agents/other/writer", "/agents/team", "/agents/TEAM/writer", "/"):
+        for path in (
+            "/agents/team/other",
+            "/agents/other/writer",
+            "/agents/team",
+            "/agents/TEAM/writer",
+            "/",
+        ):
             answer = client.post(world.stand.root + path, json=rpc("GetTask", {"id": "x"}))
             assert (answer.status_code, reason(answer.json())) == (404, "AGENT_NOT_FOUND")

@@ -1,4 +1,4 @@
-"""The official JavaScript client, unmodified, in all three bindings. Installed by `javascript/package-lock.json`."""
+"""The official JavaScript client, unmodified, in all three bindings."""
 
 import json
 import shutil

@@ -81,7 +81,9 @@ class Caller(threading.Thread):
     def _ended(self, answer: dict[str, Any]) -> None:
         """The task ended while nobody was connected: it is read instead."""
         if answer.get("error", {}).get("code") == -32004:
-            task = httpx.post(self.stand.url, json=rpc("GetTask", {"id": self.task_id}), headers=VERSION).json()
+            task = httpx.post(
+                self.stand.url, json=rpc("GetTask", {"id": self.task_id}), headers=VERSION
+            ).json()
             self._note({"result": {"task": task["result"]}})
 
     def _finish(self, state: str) -> None:
@@ -117,7 +119,7 @@ def check_pushes(hook: Hook, task_id: str) -> None:
             text += [p["text"] for p in event["artifactUpdate"]["artifact"]["parts"]]
     assert text == [f"part {number}" for number in range(PARTS)], "no push is lost"
     final = pushes[-1][1]
-    assert final.get("statusUpdate", final.get("task"))["status"]["state"] == "TASK_STATE_COMPLETED"
+    assert final.get("statusUpdate", final.get("task", {}))["status"]["state"] == "TASK_STATE_COMPLETED"
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
@@ -162,8 +164,10 @@ def test_a_gateway_that_stops_in_good_order_loses_nothing_either(stand: Stand, h
     caller.join(40)
     assert caller.final == "TASK_STATE_COMPLETED"
     wait_until(
-        lambda: bool(pushes_of(hook, caller.task_id))
-        and "COMPLETED" in json.dumps(pushes_of(hook, caller.task_id)[-1][1]),
+        lambda: (
+            bool(pushes_of(hook, caller.task_id))
+            and "COMPLETED" in json.dumps(pushes_of(hook, caller.task_id)[-1][1])
+        ),
         "the last push",
         20,
     )

@@ -99,7 +99,9 @@ def test_the_last_policy_is_enforced_without_a_controller(bare: Stand) -> None:
     bare.start_gateway(CONTROLLER_ENDPOINT="127.0.0.1:1")
 
     wait_until(lambda: status(bare) == 200, "the kept policy")
-    answer = httpx.post(bare.url, json=rpc("SendMessage", message("echo")), headers=VERSION, timeout=20).json()
+    answer = httpx.post(
+        bare.url, json=rpc("SendMessage", message("echo")), headers=VERSION, timeout=20
+    ).json()
     assert answer["result"]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
 
 

@@ -1,4 +1,4 @@
-"""Push notifications: what arrives, in which order, signed by whom, and what happens when it does not arrive."""
+"""Push notifications: what arrives, in which order, signed, and what happens when it does not."""
 
 import hashlib
 import json
@@ -33,7 +33,9 @@ def send_with_push(stand: Stand, hook: Hook, text: str, **config: Any) -> dict[s
         "returnImmediately": True,
         "taskPushNotificationConfig": {"url": hook.url, **config},
     }
-    task: dict[str, Any] = call(stand, "SendMessage", {**message(text), "configuration": configuration})["task"]
+    task: dict[str, Any] = call(stand, "SendMessage", {**message(text), "configuration": configuration})[
+        "task"
+    ]
     return task
 
 

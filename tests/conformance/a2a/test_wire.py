@@ -201,7 +201,7 @@ def test_jsonrpc_stream_carries_the_id_in_every_event(stand: Stand) -> None:
     [
         b"GET /agents/team/writer/tasks HTTP/1.1\r\n\r\n",
         b"GET /agents/team/writer/tasks HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"POST /agents/team/writer HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /agents/a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost: a\r\n" + b"X-A: " + b"a" * 40_000 + b"\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00",

@@ -18,7 +18,7 @@ class Hook:
         hook = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802  # the library's name
+            def do_POST(self) -> None:  # the library's name
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if hook.refuse > 0:
                     hook.refuse -= 1
@@ -31,7 +31,7 @@ class Hook:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            def log_message(self, *args: Any) -> None:  # noqa: ANN401, ARG002
+            def log_message(self, *args: Any) -> None:  # noqa: ANN401
                 """Say nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -146,11 +146,11 @@ def _principal(requirement: Requirement, facts: Facts) -> Principal:
     if requirement.token is not None and facts.token is not None:
         token = facts.token
         return Principal(
-            kind=PrincipalKind.TOKEN, id=f"token:{token.issuer}#{token.subject}", scopes=token.scopes
+            kind=PrincipalKind.TOKEN, id=f"oauth:{token.issuer}#{token.subject}", scopes=token.scopes
         )
     if requirement.certificate is not None and facts.certificate is not None:
         return Principal(kind=PrincipalKind.CERTIFICATE, id=f"certificate:{facts.certificate.subject}")
     if facts.api_key is None:
         raise errors.A2AError(errors.Kind.INTERNAL_ERROR, "no part of the requirement names a caller")
     key = facts.api_key
-    return Principal(kind=PrincipalKind.API_KEY, id=f"api_key:{key.id}", scopes=key.scopes)
+    return Principal(kind=PrincipalKind.API_KEY, id=f"key:{key.id}", scopes=key.scopes)

@@ -9,8 +9,8 @@ class PrincipalKind(StrEnum):
 
     ANONYMOUS = "anonymous"
     CERTIFICATE = "certificate"
-    TOKEN = "token"  # noqa: S105  # a kind, no secret
-    API_KEY = "api_key"
+    TOKEN = "oauth"  # noqa: S105  # a kind, no secret
+    API_KEY = "key"
 
 
 @dataclass(frozen=True, kw_only=True)

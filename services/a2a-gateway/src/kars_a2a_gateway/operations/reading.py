@@ -93,7 +93,7 @@ class Reader:
         event = _task_event(answer)
         if run is None:
             run = await self._runs.follow(call.exposure, row)
-        await run.apply(event, event.SerializeToString())
+        await run.apply(event)
         return (
             run.seen_by_caller()
             if states.ended(run.task)
@@ -144,7 +144,7 @@ class Reader:
             raise
         event = _task_event(answer)
         run = await self._runs.follow(call.exposure, row)
-        await run.apply(event, event.SerializeToString())
+        await run.apply(event)
         return run.task
 
     async def _find(self, call: Call, task_id: str) -> TaskRow:

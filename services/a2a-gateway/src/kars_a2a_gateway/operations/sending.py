@@ -120,7 +120,7 @@ class Sender:
         remember = call.principal.proven
         request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         found = await self._database.run(
-            lambda: self._look_up(call, request.message, request_hash, remember=remember)
+            lambda: self._look_up(call, request.message, request_hash, remember=remember), durable=False
         )
         if isinstance(found, Sent):
             return await self._again(call, found, request)

@@ -30,7 +30,12 @@ class PostgresDatabase:
     def __init__(self, pool: Any) -> None:  # noqa: ANN401  # asyncpg has no types
         self._pool = pool
 
-    async def run(self, make: Callable[[], Script[_Result]]) -> _Result:
+    async def run(
+        self,
+        make: Callable[[], Script[_Result]],
+        *,
+        durable: bool = True,  # noqa: ARG002  # the server's own setting decides
+    ) -> _Result:
         """Run a script, made anew for each attempt, until no other transaction interferes."""
         backoff = Backoff(first_s=0.005, most_s=0.2)
         for _ in range(_ATTEMPTS):

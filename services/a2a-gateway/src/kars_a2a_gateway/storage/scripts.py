@@ -29,13 +29,14 @@ Script = Generator[Statement, list[Row], _Result]
 
 
 class Database(Protocol):
-    """Runs scripts. Everything a script wrote is durable when `run` returns."""
+    """Runs scripts. What a script wrote survives a kill of the process when `run` returns."""
 
-    async def run(self, make: Callable[[], Script[_Result]]) -> _Result:
+    async def run(self, make: Callable[[], Script[_Result]], *, durable: bool = True) -> _Result:
         """Run one script in one transaction.
 
         Args:
             make: makes the script; called again when another transaction was in the way.
+            durable: what it wrote must also survive a power cut. Not needed for what the agent can say again.
 
         Raises:
             UnavailableError: `database_unavailable`; nothing of the script has happened.

@@ -1,12 +1,14 @@
 """SQLite in a thread of its own, with group commit.
 
 Scripts that arrive while a commit is on its way to the disk run together in the next transaction, each in a
-savepoint; one fsync then serves them all. A script that raises takes back only its own statements.
+savepoint; one commit, and one sync if any of them needs it, then serves them all. A script that raises takes
+back only its own statements.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -36,9 +38,15 @@ class SqliteDatabase:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        self._journal = path.with_name(f"{path.name}-wal")
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "temp_store=MEMORY"):
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=NORMAL",
+                "busy_timeout=5000",
+                "temp_store=MEMORY",
+            ):
                 self._connection.execute(f"PRAGMA {pragma}")
             for statement in schema.statements(schema.SQLITE):
                 self._connection.execute(statement)
@@ -49,14 +57,14 @@ class SqliteDatabase:
         self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
         self._thread.start()
 
-    async def run(self, make: Callable[[], Script[_Result]]) -> _Result:
-        """Run one script; it is on disk when this returns."""
+    async def run(self, make: Callable[[], Script[_Result]], *, durable: bool = True) -> _Result:
+        """Run one script; it is on disk when this returns, or with the system if it need not be durable."""
         if self._queued >= _MAX_QUEUED:
             raise UnavailableError("database_unavailable", "too many transactions wait")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queued += 1
-        self._jobs.put(_Job(make(), future, loop))
+        self._jobs.put(_Job(make(), future, loop, durable=durable))
         try:
             # Shielded: a caller that goes away does not undo half of what the thread is doing.
             result: _Result = await asyncio.shield(future)
@@ -91,7 +99,9 @@ class SqliteDatabase:
             self._connection.execute("BEGIN IMMEDIATE")
             done = [self._attempt(job) for job in batch]
             self._connection.execute("COMMIT")
-        except sqlite3.Error as exc:
+            if any(job.durable for job in batch):
+                self._sync()
+        except (sqlite3.Error, OSError) as exc:
             _LOG.exception("transaction failed")
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
@@ -104,6 +114,14 @@ class SqliteDatabase:
         for loop, deliveries in loops.items():
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile; nobody waits any more
                 loop.call_soon_threadsafe(_deliver, deliveries)
+
+    def _sync(self) -> None:
+        """Bring the journal to the disk, where SQLite itself was told to leave it with the system."""
+        descriptor = os.open(self._journal, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _attempt(self, job: "_Job") -> Callable[[], None]:
         self._connection.execute("SAVEPOINT script")
@@ -133,11 +151,17 @@ class SqliteDatabase:
 class _Job:
     """A script and whoever waits for it."""
 
-    __slots__ = ("future", "loop", "script")
+    __slots__ = ("durable", "future", "loop", "script")
 
     def __init__(
-        self, script: Script[Any], future: "asyncio.Future[Any]", loop: asyncio.AbstractEventLoop
+        self,
+        script: Script[Any],
+        future: "asyncio.Future[Any]",
+        loop: asyncio.AbstractEventLoop,
+        *,
+        durable: bool,
     ) -> None:
+        self.durable = durable
         self.script = script
         self.future = future
         self.loop = loop

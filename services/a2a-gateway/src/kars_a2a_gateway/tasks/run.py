@@ -105,59 +105,73 @@ class Run:
         shown = events.rename_context(event, self.context.inner, self.context.outer)
         for subscription in self._subscriptions:
             subscription.put(shown)
-            if states.ended(self.task):
+            if ends(event):
                 subscription.put(None)
-        if states.rests(self.task):
-            self._settled.clear()
-            self._wake()
 
-    async def apply(self, event: StreamResponse, raw: bytes) -> None:
-        """Check, fold, store and show one event. The same bytes from two sources count once.
+    async def apply(self, *found: StreamResponse, record: Task | None = None) -> None:
+        """Check, fold, store and show events. The same event from two sources counts once.
+
+        Args:
+            found: in the agent's order; stored together.
+            record: the agent's own record of the task after them, which is stored and shown to nobody.
 
         Raises:
             A2AError: INVALID_AGENT_RESPONSE; nothing was changed.
             UnavailableError: it cannot be stored; nothing was shown.
         """
         async with self._lock:
-            if self.sources > 1 and raw in self._recent:
-                return
-            self._recent.append(raw)
-            events.check_belongs(event, self.task_id, self.context.inner)
-            if states.ended(self.task):
-                return  # an agent that goes on after the end is not listened to
-            self._hold_on(event)
-            if event.WhichOneof("payload") == "task" and same(event.task, self.task):
-                return  # a source that begins with what is known
-            before = self.task.status.state
             folded = Task()
             folded.CopyFrom(self.task)
-            events.fold(folded, event)
-            if self.stores_every_event or folded.status.state != before or states.rests(folded):
-                await self._store(folded, event)
+            fresh = [event for event in found if self._fold(folded, event)]
+            if record is not None:
+                self._take_record(folded, record)
+            if not fresh and folded == self.task:
+                self._note_record(record)
+                return
+            stores = self.stores_every_event or folded.status.state != self.task.status.state
+            if stores or record is not None or states.rests(folded):
+                await self._store(folded, fresh)
             self.task = folded
-            self._announce(event)
-            if states.ended(folded):
+            for event in fresh:
+                self._announce(event)
+            self._rested(record)
+            if fresh and states.ended(folded):
                 self._recorder.task("ended", self.owner, self.task_id, {"state": state_name(folded)})
 
-    async def replace(self, task: Task) -> None:
-        """Take the agent's own record of the task for the store; nobody is shown it.
+    def _fold(self, task: Task, event: StreamResponse) -> bool:
+        """Fold one event; tells whether it is news."""
+        if self.sources > 1:
+            raw = event.SerializeToString(deterministic=True)
+            if raw in self._recent:
+                return False
+            self._recent.append(raw)
+        events.check_belongs(event, self.task_id, self.context.inner)
+        if states.ended(task):
+            return False  # an agent that goes on after the end is not listened to
+        self._hold_on(event)
+        if event.WhichOneof("payload") == "task" and event.task == task:
+            return False  # a source that begins with what is known
+        events.fold(task, event)
+        return True
 
-        Raises:
-            A2AError: INVALID_AGENT_RESPONSE.
-        """
-        async with self._lock:
-            probe = StreamResponse()
-            probe.task.CopyFrom(task)
-            events.check_belongs(probe, self.task_id, self.context.inner)
-            self._hold_on(probe)
+    def _take_record(self, task: Task, record: Task) -> None:
+        """Put the agent's record in the place of what was folded, unless it is behind."""
+        probe = StreamResponse(task=record)
+        events.check_belongs(probe, self.task_id, self.context.inner)
+        self._hold_on(probe)
+        # What ended, stays as it ended.
+        if probe.task.status.state == task.status.state:
+            task.CopyFrom(probe.task)
+
+    def _rested(self, record: Task | None) -> None:
+        if states.rests(self.task):
+            self._settled.clear()
+            self._wake()
+        self._note_record(record)
+
+    def _note_record(self, record: Task | None) -> None:
+        if record is not None:
             self._settled.set()
-            # What ended, stays as it ended; a record that is behind what was streamed is no news.
-            if probe.task.status.state != self.task.status.state or same(probe.task, self.task):
-                return
-            self.task = probe.task
-            await self._database.run(
-                lambda: index.update(self.owner.agent, self.task, self.updated_ns(self.task))
-            )
 
     def finish(self) -> None:
         """End every stream; nothing more will come."""
@@ -178,16 +192,16 @@ class Run:
         """Return what a push of an event carries."""
         return events.rename_context(event, self.context.inner, self.context.outer).SerializeToString()
 
-    async def _store(self, task: Task, event: StreamResponse) -> None:
-        payload, updated_ns = self.payload_of(event), self.updated_ns(task)
+    async def _store(self, task: Task, fresh: list[StreamResponse]) -> None:
+        payloads = [self.payload_of(event) for event in fresh]
+        updated_ns, now_ms = self.updated_ns(task), self._now_ns() // 1_000_000
 
         def script() -> Script[bool]:
             yield from index.update(self.owner.agent, task, updated_ns)
-            return (
-                yield from outbox.enqueue(self.owner.agent, task.id, (payload,), self._now_ns() // 1_000_000)
-            )
+            return (yield from outbox.enqueue(self.owner.agent, task.id, payloads, now_ms))
 
-        if await self._database.run(script):
+        # The agent can say all of it again, but pushes only leave from here.
+        if await self._database.run(script, durable=self.stores_every_event):
             self._pushes_queued()
 
     def _hold_on(self, event: StreamResponse) -> None:
@@ -203,9 +217,14 @@ class Run:
         self._waiters.clear()
 
 
-def same(one: Task, other: Task) -> bool:
-    """Tell whether two tasks are equal in every field."""
-    return one == other
+def ends(event: StreamResponse) -> bool:
+    """Tell whether a task ends with this event."""
+    match event.WhichOneof("payload"):
+        case "task":
+            return event.task.status.state in states.TERMINAL
+        case "status_update":
+            return event.status_update.status.state in states.TERMINAL
+    return False
 
 
 def state_name(task: Task) -> str:

@@ -8,7 +8,7 @@ together; what a follower missed comes as the task itself, the first thing that 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 
 from a2a.types import (
@@ -42,6 +42,7 @@ _LEASE_MS = 30_000
 _RENEW_S = 8.0
 _TAKE_AT_ONCE = 256
 _EVERYTHING_MS = 2**62
+_GATHER_MS = 20
 
 Envelopes = Callable[[Exposure, Owner], delivery_pb2.Envelope]
 """Makes the envelope under which the gateway itself follows a task of an owner."""
@@ -176,17 +177,21 @@ class Runs:
         run: Run | None = None
         try:
             request = delivery_pb2.RunRequest(
-                envelope=sending.envelope, send_message=sending.request.SerializeToString()
+                envelope=sending.envelope,
+                send_message=sending.request.SerializeToString(),
+                gather_ms=0 if sending.listen or sending.push_config is not None else _GATHER_MS,
             )
             async with contextlib.aclosing(self._agents.run(sending.exposure, request)) as source:
-                async for frame in source:
-                    event = _event(frame)
-                    if run is None:
-                        run = await self._first(sending, event)
+                async for response in source:
+                    frames = list(response.frames)
+                    if run is None and frames:
+                        run = await self._first(sending, _event(frames.pop(0)))
                         if run is None:
                             return
-                    else:
-                        await self._next(run, frame, event)
+                    if run is not None and frames:
+                        await _apply(run, frames)
+            if run is None:
+                raise A2AError(Kind.INVALID_AGENT_RESPONSE, "the agent said nothing")  # noqa: TRY301
         except (A2AError, KarsError) as error:
             if not sending.started.done():
                 await self._refused(sending, error)
@@ -200,8 +205,6 @@ class Runs:
                 run.sources -= 1
         if run is not None:
             await self._afterwards(sending.exposure, run)
-        elif not sending.started.done():
-            sending.started.set_exception(A2AError(Kind.INVALID_AGENT_RESPONSE, "the agent said nothing"))
 
     async def _first(self, sending: Sending, event: StreamResponse) -> Run | None:
         """Store the first answer and tell whoever sent the message."""
@@ -298,7 +301,7 @@ class Runs:
 
         await self._database.run(script)
         run.stores_every_event = True
-        await run.apply(event, event.SerializeToString())
+        await run.apply(event)
         return run
 
     async def _replied(self, sending: Sending, message: Message) -> None:
@@ -339,13 +342,6 @@ class Runs:
         sending.started.set_exception(error)
         sending.started.exception()  # seen, if nobody waits any more
 
-    async def _next(self, run: Run, frame: delivery_pb2.RunResponse, event: StreamResponse) -> None:
-        if frame.kind == delivery_pb2.RUN_RESPONSE_KIND_SNAPSHOT:
-            if event.WhichOneof("payload") == "task":
-                await run.replace(event.task)
-            return
-        await run.apply(event, frame.stream_response)
-
     async def _afterwards(self, exposure: Exposure, run: Run) -> None:
         """After a stream ended: the task is over, rests, or must be followed again."""
         if run.sources > 0 or self._closing:
@@ -382,9 +378,9 @@ class Runs:
         )
         try:
             async with contextlib.aclosing(self._agents.run(current, request)) as source:
-                async for frame in source:
+                async for response in source:
                     heard = True
-                    await self._next(run, frame, _event(frame))
+                    await _apply(run, response.frames)
         except A2AError as error:
             if error.kind is Kind.TASK_NOT_FOUND:
                 await self._lost(run)
@@ -406,7 +402,7 @@ class Runs:
                 GetTaskRequest(id=run.task_id).SerializeToString(),
             )
             event = StreamResponse(task=Task.FromString(answer))
-            await run.apply(event, event.SerializeToString())
+            await run.apply(event)
         except DecodeError:
             _LOG.warning("an agent answered with no task", extra={"agent": run.owner.agent})
         except A2AError as error:
@@ -426,7 +422,7 @@ class Runs:
         event.status_update.status.timestamp.FromNanoseconds(self._now_ns())
         event.status_update.metadata["kars.azure.com/reason"] = "the agent no longer knows this task"
         try:
-            await run.apply(event, event.SerializeToString())
+            await run.apply(event)
         except KarsError as error:
             self._say_broken(error, run)
 
@@ -485,7 +481,21 @@ class Runs:
         return self._now_ns() // 1_000_000
 
 
-def _event(frame: delivery_pb2.RunResponse) -> StreamResponse:
+async def _apply(run: Run, frames: Iterable[delivery_pb2.Frame]) -> None:
+    """Apply what came together: events, and the agent's record where one ends them."""
+    found: list[StreamResponse] = []
+    for frame in frames:
+        event = _event(frame)
+        if frame.kind != delivery_pb2.FRAME_KIND_SNAPSHOT:
+            found.append(event)
+        elif event.WhichOneof("payload") == "task":
+            await run.apply(*found, record=event.task)
+            found = []
+    if found:
+        await run.apply(*found)
+
+
+def _event(frame: delivery_pb2.Frame) -> StreamResponse:
     try:
         return StreamResponse.FromString(frame.stream_response)
     except DecodeError as exc:

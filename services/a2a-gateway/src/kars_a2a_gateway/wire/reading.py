@@ -53,7 +53,7 @@ def parse_message(document: object, message: _Message) -> _Message:
     """
     if not isinstance(document, dict):
         raise invalid("parameters must be a JSON object")
-    _check_enums(document, message.DESCRIPTOR)
+    _check_enums(document, message)
     try:
         json_format.ParseDict(document, message, ignore_unknown_fields=True)
     except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as exc:
@@ -62,9 +62,9 @@ def parse_message(document: object, message: _Message) -> _Message:
     return message
 
 
-def _check_enums(document: dict[str, Any], descriptor: Descriptor) -> None:
-    """Refuse a word that is no value: the parser would take it for none, and a filter would be silently gone."""
-    for field in descriptor.fields:
+def _check_enums(document: dict[str, Any], message: Message) -> None:
+    """Refuse a word that is no value: the parser would drop it, and a filter would be silently gone."""
+    for field in message.DESCRIPTOR.fields:
         if field.enum_type is None:
             continue
         value = document.get(field.json_name, document.get(field.name))

@@ -14,6 +14,9 @@ from kars.a2a.v1 import delivery_pb2, delivery_pb2_grpc
 from kars_common.errors import InvalidInputError
 
 from kars_router.a2a.delivery import Deliveries, Frame, check_envelope
+from kars_router.a2a.gathering import gathered
+
+_MAX_GATHER_MS = 100
 
 RULES = {
     "kars.a2a.v1.AgentDelivery/Call": ["svc/a2a-gateway"],
@@ -81,13 +84,14 @@ class AgentDeliveryServicer(delivery_pb2_grpc.AgentDeliveryServicer):
                 frames = self._deliveries.follow(request.follow_task)
             case _:
                 raise InvalidInputError("request_malformed", "a run sends a message or follows a task")
-        async for frame in frames:
-            yield _written(frame)
+        gather_s = min(max(request.gather_ms, 0), _MAX_GATHER_MS) / 1000
+        async for batch in gathered(frames, gather_s):
+            yield delivery_pb2.RunResponse(frames=map(_written, batch))
 
     def _check(self, envelope: delivery_pb2.Envelope) -> None:
         check_envelope(envelope.agent.namespace, envelope.agent.name, self._agent)
 
 
-def _written(frame: Frame) -> delivery_pb2.RunResponse:
-    kind = delivery_pb2.RUN_RESPONSE_KIND_SNAPSHOT if frame.snapshot else delivery_pb2.RUN_RESPONSE_KIND_EVENT
-    return delivery_pb2.RunResponse(kind=kind, stream_response=frame.event.SerializeToString())
+def _written(frame: Frame) -> delivery_pb2.Frame:
+    kind = delivery_pb2.FRAME_KIND_SNAPSHOT if frame.snapshot else delivery_pb2.FRAME_KIND_EVENT
+    return delivery_pb2.Frame(kind=kind, stream_response=frame.event.SerializeToString())
