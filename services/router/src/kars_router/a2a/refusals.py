@@ -11,6 +11,7 @@ import grpc
 import httpx
 from a2a.client.errors import A2AClientTimeoutError
 from a2a.utils import errors as a2a_errors
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from kars_common.errors import (
     DeadlineExceededError,
@@ -53,7 +54,7 @@ def mapped() -> Iterator[None]:
         raise DeadlineExceededError("agent_timeout", "the agent did not answer in time") from exc
     except (httpx.HTTPError, grpc.aio.AioRpcError, OSError) as exc:
         raise UnavailableError("agent_unreachable", "the connection to the agent broke") from exc
-    except (ValueError, TypeError, KeyError, DecodeError, RecursionError) as exc:
+    except (ValueError, TypeError, KeyError, DecodeError, json_format.ParseError, RecursionError) as exc:
         raise InternalError("a2a_invalid_agent_response", "the agent's answer is not valid A2A") from exc
 
 
