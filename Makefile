@@ -3,10 +3,10 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint fmt proto proto-accept bench-router clean
+.PHONY: help setup demo test lint fmt proto proto-accept bench-router bench-a2a chaos-a2a clean
 
 help: ## show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install uv and the locked environments (no root needed)
 	@tools/bootstrap
@@ -37,6 +37,12 @@ proto-accept: setup ## promise the contracts as they are now (at a release)
 
 bench-router: setup ## router against direct, bare Envoy and LiteLLM; writes build/bench/router.json
 	@$(BIN)/python tests/bench/router/run.py
+
+bench-a2a: setup ## A2A gateway against the sample agent called directly; writes build/bench/a2a.json
+	@$(BIN)/python tests/bench/a2a/run.py
+
+chaos-a2a: setup ## kill -9 of the A2A gateway while it streams and pushes wait, twenty times
+	@KARS_CHAOS_ROUNDS=20 $(BIN)/pytest -q tests/conformance/a2a/test_kill.py
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

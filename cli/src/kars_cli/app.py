@@ -4,6 +4,7 @@ import typer
 
 from kars_cli import exits
 from kars_cli.commands import (
+    a2a,
     apply,
     approvals,
     audit,
@@ -40,6 +41,7 @@ def build() -> typer.Typer:
     app.add_typer(approvals.app, name="approvals")
     app.add_typer(audit.app, name="audit")
     app.add_typer(policy.app, name="policy")
+    app.add_typer(a2a.app, name="a2a")
     app.command("doctor")(doctor.doctor)
     app.command("version")(version.version)
     return app

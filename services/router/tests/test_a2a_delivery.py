@@ -156,7 +156,8 @@ async def test_servers_that_misbehave_are_errors_without_their_text(status: int,
 
 async def test_only_loopback_is_dialled_whatever_the_card_says() -> None:
     """The card above names another host; the request arrived here all the same."""
-    body = b'{"jsonrpc":"2.0","id":1,"result":{"id":"t","contextId":"c","status":{"state":"TASK_STATE_WORKING"}}}'
+    task = {"id": "t", "contextId": "c", "status": {"state": "TASK_STATE_WORKING"}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": task}).encode()
     async with Agent(answering(200, body)) as agent:
         server = AgentServer(agent.url)
         assert (await Deliveries(server).get_task(GetTaskRequest(id="x"), ())).id == "t"

@@ -7,7 +7,7 @@ from kars_common.agent_cards.canonical import Form, canonical, forms_agree, unsa
 from kars_common.agent_cards.keys import CardKey, CardSigningKey, load_signing_key
 from kars_common.agent_cards.reading import MAX_CARD_BYTES, card_json, parse_card
 from kars_common.agent_cards.signing import sign_card
-from kars_common.agent_cards.verification import CardVerdict, verify_card
+from kars_common.agent_cards.verification import CardVerdict, protected_header, verify_card
 
 __all__ = [
     "MAX_CARD_BYTES",
@@ -20,6 +20,7 @@ __all__ = [
     "forms_agree",
     "load_signing_key",
     "parse_card",
+    "protected_header",
     "sign_card",
     "unsafe_parts",
     "verify_card",

@@ -51,7 +51,7 @@ def verify_card(card: AgentCard, keys: Iterable[CardKey], now: datetime) -> Card
     forms = {form: canonical(card, form) for form in (Form.SPECIFICATION, Form.CLIENTS)}
     reason = "card_key_unknown"
     for signature in card.signatures:
-        header = _protected_header(signature)
+        header = protected_header(signature)
         key = by_kid.get(str(header.get("kid", "")))
         if key is None or header.get("alg") != key.algorithm:
             continue
@@ -65,7 +65,8 @@ def verify_card(card: AgentCard, keys: Iterable[CardKey], now: datetime) -> Card
     raise PermissionDeniedError(reason, f"no signature of the card of {card.name[:100]!r} holds")
 
 
-def _protected_header(signature: AgentCardSignature) -> dict[str, Any]:
+def protected_header(signature: AgentCardSignature) -> dict[str, Any]:
+    """Return what a signature says about itself, unverified; empty when it cannot be used."""
     if len(signature.protected) > _MAX_PROTECTED_CHARS or len(signature.signature) > _MAX_SIGNATURE_CHARS:
         return {}
     try:
