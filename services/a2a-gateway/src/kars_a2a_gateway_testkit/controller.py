@@ -30,8 +30,8 @@ class GatewayController(policy_pb2_grpc.PolicyDiscoveryServicer):
         self.endpoint = ""
         self._authority = authority
         self._current: bundle_pb2.SignedBundle | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="controller", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
         self._changed: asyncio.Condition
         self._server: RpcServer
 
@@ -43,6 +43,8 @@ class GatewayController(policy_pb2_grpc.PolicyDiscoveryServicer):
 
     def start(self) -> None:
         """Serve on a free port."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="controller", daemon=True)
         self._thread.start()
         self._call(self._start())
 

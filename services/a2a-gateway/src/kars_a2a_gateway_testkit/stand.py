@@ -24,11 +24,18 @@ AGENT = "team/writer"
 class Stand:
     """One gateway with one agent behind it."""
 
-    def __init__(self, directory: Path, **inside: Any) -> None:  # noqa: ANN401  # JSON
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        inside_module: str = "kars_a2a_gateway_testkit.inside",
+        **inside: Any,  # noqa: ANN401  # JSON
+    ) -> None:
         self.directory = directory
         self.authority = MemoryAuthority()
         self.controller = GatewayController(self.authority)
         self._inside_settings = {"namespace": "team", "name": "writer", **inside}
+        self._inside_module = inside_module
         self._gateway: subprocess.Popen[bytes] | None = None
         self._inside: subprocess.Popen[bytes] | None = None
         self.inside_ports: dict[str, int] = {}
@@ -107,9 +114,7 @@ class Stand:
         directory.mkdir(parents=True, exist_ok=True)
         write_svid(directory / "svid", self.authority.sandbox("team", "writer"))
         (directory / "inside.json").write_text(json.dumps(self._inside_settings))
-        self._inside, self.inside_ports = _start(
-            "kars_a2a_gateway_testkit.inside", directory, [str(directory)], {}
-        )
+        self._inside, self.inside_ports = _start(self._inside_module, directory, [str(directory)], {})
 
     def kill_inside(self) -> None:
         """Kill agent and door."""
