@@ -57,7 +57,7 @@ class LightDoor(delivery_pb2_grpc.AgentDeliveryServicer):
         artifact = Artifact(artifact_id=str(uuid.uuid4()), name="answer", parts=[Part(text="hello")])
         working = TaskStatus(state=TaskState.TASK_STATE_WORKING, timestamp=now)
         completed = TaskStatus(state=TaskState.TASK_STATE_COMPLETED, timestamp=now)
-        names = {"task_id": task.id, "context_id": task.context_id}
+        names: dict[str, Any] = {"task_id": task.id, "context_id": task.context_id}
         task.status.CopyFrom(completed)
         task.artifacts.append(artifact)
         found = [

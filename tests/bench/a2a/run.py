@@ -153,7 +153,8 @@ def table(figures: dict[str, Any]) -> Iterable[str]:
         f"{figures['open_streams']} streams open, {figures['open_streams_rss_mib']} MiB, "
         f"{figures['open_streams_core_share'] * 100:.1f} % of a core while idle"
     )
-    yield f"busy, {_BUSY_CONNECTIONS} connections, an agent that costs nothing: {figures['busy_rps']:.0f} sends/s"
+    rate = figures["busy_rps"]
+    yield f"busy, {_BUSY_CONNECTIONS} connections, an agent that costs nothing: {rate:.0f} sends a second"
     for key, wanted in PROMISES.items():
         got = figures[key]
         met = got <= wanted if key == "cpu_ms_per_request" else got >= wanted

@@ -1,4 +1,4 @@
-"""One stand for the module: an open gateway in front of the sample agent."""
+"""One stand for all modules that leave it as it was: an open gateway in front of the sample agent."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 from kars_a2a_gateway_testkit.stand import Stand
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     stand = Stand(tmp_path_factory.mktemp("stand"))
     try:

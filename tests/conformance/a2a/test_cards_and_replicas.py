@@ -102,7 +102,7 @@ def test_a_required_extension_is_required_in_all_bindings(signing: tuple[Stand, 
 def test_grpc_refuses_what_is_no_message_and_what_is_too_large(signing: tuple[Stand, CardSigningKey]) -> None:
     stand, _ = signing
     with grpc.insecure_channel(stand.grpc_target) as channel:
-        call = channel.unary_unary("/lf.a2a.v1.A2AService/GetTask")
+        call: Any = channel.unary_unary("/lf.a2a.v1.A2AService/GetTask")
         for body, metadata, codes in (
             (b"\xff\xff\xff", (), {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}),
             (b"\x00" * 5_000_000, (), {grpc.StatusCode.RESOURCE_EXHAUSTED}),
@@ -111,8 +111,9 @@ def test_grpc_refuses_what_is_no_message_and_what_is_too_large(signing: tuple[St
             with pytest.raises(grpc.RpcError) as refusal:
                 call(body, metadata=metadata, timeout=10)
             assert refusal.value.code() in codes
+        nothing: Any = channel.unary_unary("/lf.a2a.v1.A2AService/Nothing")
         with pytest.raises(grpc.RpcError) as unknown:
-            channel.unary_unary("/lf.a2a.v1.A2AService/Nothing")(b"", timeout=10)
+            nothing(b"", timeout=10)
         assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -19,12 +19,23 @@ from kars_a2a_gateway_testkit.hook import Hook
 from kars_a2a_gateway_testkit.stand import Stand, wait_until
 from kars_a2a_gateway_testkit.wire import VERSION, message, rpc
 
-ROUNDS = int(os.environ.get("KARS_CHAOS_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("KARS_CHAOS_ROUNDS", "2"))
 TASKS = 4
 PARTS = 12
 RANDOM = random.Random(20261124)
 
 pytestmark = pytest.mark.timeout(60 + 30 * ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A stand of its own: everything in it is killed."""
+    stand = Stand(tmp_path_factory.mktemp("killed"))
+    try:
+        stand.start()
+        yield stand
+    finally:
+        stand.stop()
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ from kars_a2a_gateway.tasks.runs import Runs
 from kars_a2a_gateway.wire.reading import MessageBounds
 
 _LOG = logging.getLogger(__name__)
-_REFRESH_S = 5.0
+_REFRESH_S = 1.0
 _RETENTION_S = 600.0
 
 

@@ -29,6 +29,13 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def _prefix(self) -> list[str]:
+        # Not `user=` of subprocess: that forks this process with the threads of gRPC in it.
+        if self._user is None:
+            return []
+        return ["setpriv", f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups", "--"]
+
+    @property
     def url(self) -> str:
         """Where to connect."""
         return f"postgresql://postgres@/postgres?host={self._directory}"
@@ -44,12 +51,11 @@ class PostgresServer:
         with log:
             self._process = subprocess.Popen(  # noqa: S603  # a binary of the wheel
                 [
+                    *self._prefix,
                     str(binaries / "postgres"),
                     *("-D", str(data), "-k", str(self._directory)),
                     *("-c", "listen_addresses=", "-c", "fsync=off"),
                 ],
-                user=self._user,
-                group=self._user,
                 cwd=self._directory,
                 stdout=log,
                 stderr=log,
@@ -57,7 +63,8 @@ class PostgresServer:
         deadline = time.monotonic() + _START_S
         while not (self._directory / ".s.PGSQL.5432").exists() or not self._ready(binaries):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self._directory / "log").read_text()[-2000:])
+                said = (self._directory / "log").read_text()[-2000:]
+                raise RuntimeError(f"PostgreSQL did not start ({self._process.poll()}): {said}")
             time.sleep(0.05)
         return self
 
@@ -92,9 +99,7 @@ class PostgresServer:
 
     def _run(self, *command: str | Path) -> None:
         result = subprocess.run(  # noqa: S603  # a binary of the wheel
-            [str(part) for part in command],
-            user=self._user,
-            group=self._user,
+            [*self._prefix, *(str(part) for part in command)],
             cwd=self._directory,
             capture_output=True,
             timeout=60,
