@@ -14,6 +14,7 @@ from a2a.types import GetTaskRequest, a2a_pb2_grpc
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kars.a2a.v1 import policy_pb2
+from kars_a2a_gateway_testkit.mandates import MandateKey
 from kars_a2a_gateway_testkit.outsiders import CertificateAuthority
 from kars_a2a_gateway_testkit.postgres import PostgresServer
 from kars_a2a_gateway_testkit.stand import Stand, wait_until
@@ -195,3 +196,44 @@ def test_state_of_a_gateway_is_private(signing: tuple[Stand, CardSigningKey]) ->
     for name in ("tasks.sqlite", "card-key.pem", "audit.key"):
         path: Path = stand.state / name
         assert path.stat().st_mode & 0o077 == 0, name
+
+
+def test_register_41_payments_are_required_and_remembered_across_a_kill(
+    signing: tuple[Stand, CardSigningKey],
+) -> None:
+    stand, _ = signing
+    bank = MandateKey("bank")
+    stand.controller.publish(stand.open_policy(payments=bank.policy(required=True)))
+    named = {**VERSION, "A2A-Extensions": EXTENSION}
+
+    def pay(ap2: Any, **place: Any) -> dict[str, Any]:
+        metadata = {"metadata": {"ap2": ap2}} if ap2 is not None else {}
+        params = {**message("echo", **metadata), **place}
+        answer: dict[str, Any] = httpx.post(
+            stand.url, json=rpc("SendMessage", params), headers=named, timeout=20
+        ).json()
+        return answer
+
+    def kind(answer: dict[str, Any]) -> str:
+        assert answer["error"]["code"] == -32011
+        found: str = answer["error"]["data"][0]["metadata"]["kind"]
+        return found
+
+    ap2 = bank.signed("anonymous", time.time())
+    assert kind(pay(None)) == "commerceMandateRequired"
+    assert kind(pay(None, metadata={"ap2": ap2})) == "mandateMisplaced"
+    assert pay(ap2)["result"]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
+    stand.kill_gateway()
+    stand.start_gateway()
+    wait_until(lambda: "result" in get_list(stand, named), "the policy")
+    assert kind(pay(ap2)) == "nonceReused"
+    assert "result" in pay(bank.signed("anonymous", time.time(), None, {"transferNonce": "n2"}))
+    third = bank.signed("anonymous", time.time(), None, {"transferNonce": "n3", "amount": 1})
+    assert kind(pay(third)) == "dailyCapExceeded"
+    accepted = [record for record in stand.audit() if record["type"] == "a2a.payment_accepted"]
+    assert [record["amount"] for record in accepted] == [500, 500]
+
+
+def get_list(stand: Stand, headers: dict[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.post(stand.url, json=rpc("ListTasks", {}), headers=headers).json()
+    return found

@@ -48,6 +48,8 @@ class Kind(Enum):
     METHOD_NOT_FOUND = Codes(-32601, 404, grpc.StatusCode.NOT_FOUND)
     INVALID_PARAMS = Codes(-32602, 400, _ARGUMENT)
     INTERNAL_ERROR = Codes(-32603, 500, grpc.StatusCode.INTERNAL)
+    AP2_DENIED = Codes(-32011, 403, grpc.StatusCode.PERMISSION_DENIED)
+    """A payment mandate is refused; a code of ours, `metadata.kind` says why."""
     # What A2A gives no code: HTTP says it, in the JSON-RPC binding too.
     UNAUTHENTICATED = Codes(_SERVER, 401, grpc.StatusCode.UNAUTHENTICATED, standard=False)
     PERMISSION_DENIED = Codes(_SERVER, 403, grpc.StatusCode.PERMISSION_DENIED, standard=False)

@@ -24,6 +24,8 @@ from kars_a2a_gateway.limits.streams import StreamSlots
 from kars_a2a_gateway.operations import skills
 from kars_a2a_gateway.operations.admission import Call
 from kars_a2a_gateway.operations.pushes import Pushes
+from kars_a2a_gateway.payments import ledger, mandates
+from kars_a2a_gateway.payments.mandates import Payment
 from kars_a2a_gateway.storage.scripts import Database, Script
 from kars_a2a_gateway.tasks import index
 from kars_a2a_gateway.tasks.history import shortened
@@ -115,15 +117,28 @@ class Sender:
         push = None
         if request.configuration.HasField("task_push_notification_config"):
             push = self._pushes.checked(call, request.configuration.task_push_notification_config)
+        payment = mandates.judge(request, call.exposure.payments, call.principal.id, self._now_ms() / 1000)
         inward = _inward(request)
         # Callers without a name cannot be told apart, so none may be given what another sent.
         remember = call.principal.proven
         request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
         found = await self._database.run(
-            lambda: self._look_up(call, request.message, request_hash, remember=remember), durable=False
+            lambda: self._look_up(call, request.message, request_hash, payment, remember=remember),
+            durable=payment is not None,
         )
         if isinstance(found, Sent):
             return await self._again(call, found, request)
+        if payment is not None:
+            fields = {
+                "call": call.id,
+                "agent": call.owner.agent,
+                "principal": call.principal.id,
+                "mandate": payment.mandate,
+                "counterparty": payment.counterparty,
+                "amount": payment.amount,
+                "currency": payment.currency,
+            }
+            self._recorder.event("payment_accepted", fields)
         context = found.context
         inward.message.context_id = context.inner
         seq = self._recorder.call(
@@ -153,7 +168,13 @@ class Sender:
         return sending, seq
 
     def _look_up(
-        self, call: Call, message: Message, request_hash: bytes, *, remember: bool
+        self,
+        call: Call,
+        message: Message,
+        request_hash: bytes,
+        payment: Payment | None,
+        *,
+        remember: bool,
     ) -> Script["Sent | _Found"]:
         """Settle everything that the index has to say about a message, in one transaction."""
         owner = call.owner
@@ -181,6 +202,9 @@ class Sender:
                 return sent
         if row is not None and row.ended:
             raise A2AError(Kind.UNSUPPORTED_OPERATION, "the task has ended; send a message without its id")
+        if payment is not None:
+            # After the look for a repeated message, and in the same transaction: once, or not at all.
+            yield from ledger.spend(payment, self._now_ms())
         return _Found(context)
 
     async def _again(self, call: Call, sent: Sent, request: SendMessageRequest) -> SendMessageResponse:

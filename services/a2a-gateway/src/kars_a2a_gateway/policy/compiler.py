@@ -118,6 +118,7 @@ def _exposure(
         limits=_limits(agent.limits, settings, where),
         allowed_origins=frozenset(agent.allowed_origins),
         push_hosts=tuple(host.lower() for host in agent.push_hosts),
+        payments=_payments(agent.payments, where) if agent.HasField("payments") else None,
     )
 
 
@@ -202,6 +203,13 @@ def _api_key(key: policy_pb2.ApiKey) -> exposures.ApiKey:
         scopes=frozenset(key.scopes),
         expires_at=_moment(key.expires_at),
     )
+
+
+def _payments(rule: policy_pb2.PaymentRule, where: str) -> exposures.PaymentRule:
+    if not rule.mandate_keys:
+        raise _refused(f"{where}: payments need mandateKeys")
+    keys = tuple(_card_key(key, where) for key in rule.mandate_keys)
+    return exposures.PaymentRule(required=rule.required, mandate_keys=keys)
 
 
 def _card_key(key: policy_pb2.CardKey, where: str) -> CardKey:

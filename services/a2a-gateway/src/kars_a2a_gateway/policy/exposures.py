@@ -89,6 +89,14 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaymentRule:
+    """Which payment mandates are accepted."""
+
+    required: bool
+    mandate_keys: tuple[CardKey, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exposure:
     """One agent that callers from outside may reach."""
 
@@ -109,6 +117,7 @@ class Exposure:
     limits: Limits
     allowed_origins: frozenset[str]
     push_hosts: tuple[str, ...]
+    payments: PaymentRule | None = None
 
     @property
     def agent(self) -> str:

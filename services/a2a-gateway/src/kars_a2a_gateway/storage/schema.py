@@ -79,6 +79,17 @@ TABLES = (
         created_ms BIGINT NOT NULL
     )
     """,
+    # Amounts in minor units; times are ours, whatever an attempt says.
+    """
+    CREATE TABLE IF NOT EXISTS payments (
+        mandate TEXT NOT NULL,
+        nonce TEXT NOT NULL,
+        amount BIGINT NOT NULL,
+        at_ms BIGINT NOT NULL,
+        PRIMARY KEY (mandate, nonce)
+    )
+    """,
+    "CREATE INDEX IF NOT EXISTS payments_by_time ON payments (mandate, at_ms)",
     "CREATE INDEX IF NOT EXISTS pushes_by_config ON pushes (agent, task_id, config_id, id)",
 )
 

@@ -7,7 +7,7 @@ from kars_common.agent_cards.canonical import Form, canonical, forms_agree, unsa
 from kars_common.agent_cards.keys import CardKey, CardSigningKey, load_signing_key
 from kars_common.agent_cards.reading import MAX_CARD_BYTES, card_json, parse_card
 from kars_common.agent_cards.signing import sign_card
-from kars_common.agent_cards.verification import CardVerdict, protected_header, verify_card
+from kars_common.agent_cards.verification import CardVerdict, protected_header, verify_card, verify_detached
 
 __all__ = [
     "MAX_CARD_BYTES",
@@ -24,4 +24,5 @@ __all__ = [
     "sign_card",
     "unsafe_parts",
     "verify_card",
+    "verify_detached",
 ]

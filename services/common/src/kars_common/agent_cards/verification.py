@@ -65,6 +65,28 @@ def verify_card(card: AgentCard, keys: Iterable[CardKey], now: datetime) -> Card
     raise PermissionDeniedError(reason, f"no signature of the card of {card.name[:100]!r} holds")
 
 
+def verify_detached(token: str, payload: bytes, keys: Iterable[CardKey], now: datetime) -> CardKey:
+    """Return the key that a detached JWS (`protected..signature`) over a payload was made with.
+
+    Raises:
+        PermissionDeniedError: `signature_malformed`, `signature_key_unknown`, `signature_key_expired`,
+            `signature_invalid`.
+    """
+    pieces = token.split(".")
+    if len(pieces) != 3 or pieces[1]:
+        raise PermissionDeniedError("signature_malformed", "not a detached JWS")
+    signature = AgentCardSignature(protected=pieces[0], signature=pieces[2])
+    header = protected_header(signature)
+    key = {key.kid: key for key in keys}.get(str(header.get("kid", "")))
+    if key is None or header.get("alg") != key.algorithm:
+        raise PermissionDeniedError("signature_key_unknown", "no accepted key made this signature")
+    if key.not_after is not None and now >= key.not_after:
+        raise PermissionDeniedError("signature_key_expired", "the key of this signature has expired")
+    if not _holds(signature, payload, key):
+        raise PermissionDeniedError("signature_invalid", "the signature does not hold")
+    return key
+
+
 def protected_header(signature: AgentCardSignature) -> dict[str, Any]:
     """Return what a signature says about itself, unverified; empty when it cannot be used."""
     if len(signature.protected) > _MAX_PROTECTED_CHARS or len(signature.signature) > _MAX_SIGNATURE_CHARS:
