@@ -92,14 +92,8 @@ def test_register_41_a_mandate_is_looked_for_in_one_place_and_required_there() -
     both = request(good)
     json_format.ParseDict({"ap2": {}}, both.metadata)
     assert kind_of(both) == "mandateMisplaced"
-    for shape in (
-        {},
-        [],
-        "x",
-        {"mandate": good["mandate"]},
-        {**good, "more": 1},
-        {"mandate": {}, "attempt": {}},
-    ):
+    shapes: list[Any] = [{}, [], "x", {**good, "more": 1}, {"mandate": {}, "attempt": {}}]
+    for shape in (*shapes, {"mandate": good["mandate"]}):
         assert kind_of(request(shape)) == "malformed"
     assert kind_of(request(None)) == "commerceMandateRequired"
     assert kind_of(request(good), rule=None) == "paymentsNotAccepted"

@@ -129,13 +129,13 @@ class Pushes:
                 return None
             return (yield from outbox.configs(owner.agent, task_id))
 
-        configs = await self._database.run(script)
+        configs = await self._database.run(script, durable=False)
         if configs is None:
             raise task_not_found()
         return configs
 
     async def _own(self, owner: Owner, task_id: str) -> None:
-        if await self._database.run(lambda: index.find(owner, task_id)) is None:
+        if await self._database.run(lambda: index.find(owner, task_id), durable=False) is None:
             raise task_not_found()
 
     async def _record(self, call: Call, method: str, config: TaskPushNotificationConfig) -> None:

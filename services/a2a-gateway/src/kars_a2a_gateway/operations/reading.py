@@ -63,7 +63,7 @@ class Reader:
 
     async def list_tasks(self, call: Call, request: ListTasksRequest) -> ListTasksResponse:
         """Return one page of the caller's tasks, newest first."""
-        page = await self._database.run(lambda: self._pager.page(call.owner, request))
+        page = await self._database.run(lambda: self._pager.page(call.owner, request), durable=False)
         await self._record(call, "ListTasks", "")
         response = ListTasksResponse(
             next_page_token=page.next_token, page_size=page.size, total_size=page.total
@@ -148,7 +148,7 @@ class Reader:
         return run.task
 
     async def _find(self, call: Call, task_id: str) -> TaskRow:
-        row = await self._database.run(lambda: index.find(call.owner, task_id))
+        row = await self._database.run(lambda: index.find(call.owner, task_id), durable=False)
         if row is None:
             raise task_not_found()
         return row

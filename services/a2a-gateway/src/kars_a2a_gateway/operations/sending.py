@@ -211,7 +211,11 @@ class Sender:
         """Answer a message that was sent before with what became of it."""
         if sent.reply is not None:
             return SendMessageResponse(message=Message.FromString(sent.reply))
-        row = await self._database.run(lambda: index.find(call.owner, sent.task_id)) if sent.task_id else None
+        row = (
+            await self._database.run(lambda: index.find(call.owner, sent.task_id), durable=False)
+            if sent.task_id
+            else None
+        )
         if row is None:
             raise A2AError(
                 Kind.UNAVAILABLE,

@@ -1,4 +1,4 @@
-"""What was spent under each mandate, for ever: nonces and rolling caps, in one transaction with the message."""
+"""What was spent under each mandate, for ever: nonces and rolling caps, noted with the message."""
 
 from kars_a2a_gateway.payments.mandates import Payment, denied
 from kars_a2a_gateway.storage.scripts import Script, Statement

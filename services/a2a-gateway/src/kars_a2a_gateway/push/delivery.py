@@ -97,12 +97,13 @@ class PushDelivery:
             lease_ms = int((self._settings.timeout_s + 15) * 1000)
             if room > 0:
                 due = await self._database.run(
-                    lambda: outbox.take_due(self._worker, now_ms, now_ms + lease_ms, room + len(self._busy))
+                    lambda: outbox.take_due(self._worker, now_ms, now_ms + lease_ms, room + len(self._busy)),
+                    durable=False,
                 )
                 for push in due:
                     if (push.agent, push.task_id, push.config_id) not in self._busy:
                         self._start(push)
-            next_ms = await self._database.run(outbox.next_due_ms)
+            next_ms = await self._database.run(outbox.next_due_ms, durable=False)
         except UnavailableError:
             _LOG.warning("pushes wait for the database")
             return 1.0

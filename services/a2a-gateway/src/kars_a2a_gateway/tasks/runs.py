@@ -137,7 +137,11 @@ class Runs:
             try:
                 await self._take_over(_EVERYTHING_MS if everything else self._now_ms())
                 everything = False
-                await self._database.run(lambda: index.renew_leases(self._worker, self._now_ms() + _LEASE_MS))
+                until_ms = self._now_ms() + _LEASE_MS
+                await self._database.run(
+                    lambda until=until_ms: index.renew_leases(self._worker, until),  # type: ignore[misc]
+                    durable=False,
+                )
             except UnavailableError:
                 _LOG.warning("leases not renewed: no database")
             await asyncio.sleep(_RENEW_S)
@@ -277,7 +281,7 @@ class Runs:
     async def _continued(self, sending: Sending, event: StreamResponse) -> Run:
         """Apply the first answer to a message for a task that exists."""
         task_id = sending.request.message.task_id
-        row = await self._database.run(lambda: index.find(sending.owner, task_id))
+        row = await self._database.run(lambda: index.find(sending.owner, task_id), durable=False)
         if row is None:
             raise A2AError(Kind.TASK_NOT_FOUND, "task not found")
         context = Context(outer=row.outer_context, inner=row.inner_context)
@@ -432,7 +436,9 @@ class Runs:
         if states.ended(run.task):
             return  # the lease of what ended is never looked at
         try:
-            await self._database.run(lambda: index.release(run.owner.agent, run.task_id, self._worker))
+            await self._database.run(
+                lambda: index.release(run.owner.agent, run.task_id, self._worker), durable=False
+            )
         except UnavailableError:
             _LOG.warning("a resting task keeps its lease: no database")
 
