@@ -143,6 +143,7 @@ class Stand:
             "ALLOW_LOOPBACK_TARGETS": "true",
             "PUSH_FIRST_RETRY_S": "0.1",
             "DRAIN_S": "1",
+            "REQUEST_TIMEOUT_S": "3",
             **({} if "TLS_CERT_FILE" in self.settings else {"PLAINTEXT": "true"}),
             **self.settings,
         }
