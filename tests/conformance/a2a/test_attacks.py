@@ -222,6 +222,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
         "token_signature_invalid",
     ),
     "critical header": (lambda w: w.issuer.token(headers={"crit": ["b64"], "b64": True}), "token_malformed"),
+    "unprintable subject": (lambda w: w.issuer.token(sub="a\x00b"), "token_claims_invalid"),
     "no token at all": (lambda _: "abc", "token_malformed"),
     "bound to a certificate": (
         lambda w: w.issuer.token(cnf={"x5t#S256": base64.urlsafe_b64encode(bytes(32)).decode().rstrip("=")}),

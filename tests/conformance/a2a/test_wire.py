@@ -36,6 +36,12 @@ def post(stand: Stand, body: Any, **headers: str) -> httpx.Response:
         (rpc("GetTask", {}), -32602),
         (rpc("GetTask", {"id": 7}), -32602),
         (rpc("GetTask", {"id": "x" * 300}), -32602),
+        (rpc("GetTask", {"id": "a\u0000b"}), -32602),
+        (rpc("GetTask", {"id": "a", "historyLength": 2**40}), -32602),
+        (rpc("ListTasks", {"statusTimestampAfter": "yesterday"}), -32602),
+        (rpc("ListTasks", {"contextId": "a\nb"}), -32602),
+        (rpc("SendMessage", message("echo", messageId="a\u0000b")), -32602),
+        (rpc("SendMessage", message("echo", referenceTaskIds=["a\u0000b"])), -32602),
         (rpc("SendMessage", {"message": {"messageId": "m", "role": "ROLE_USER", "parts": []}}), -32602),
         (rpc("SendMessage", {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{}]}}), -32602),
         (rpc("GetTask", {"id": "nobody"}), -32001),
@@ -151,6 +157,13 @@ def test_an_unnamed_origin_is_refused(stand: Stand) -> None:
 
 def test_rest_with_the_tenant_in_the_path(stand: Stand) -> None:
     assert httpx.get(f"{stand.url}/team/writer/tasks", headers=VERSION).status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
+def test_the_ends_of_time_are_times(stand: Stand, moment: str) -> None:
+    answer = httpx.get(f"{stand.url}/tasks", params={"statusTimestampAfter": moment}, headers=VERSION)
+    assert answer.status_code == 200
+    assert (answer.json()["totalSize"] == 0) == moment.startswith("9999")
 
 
 def test_list_has_its_members_even_when_empty(stand: Stand) -> None:

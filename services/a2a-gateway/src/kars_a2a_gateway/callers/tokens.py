@@ -138,7 +138,7 @@ def _judge(claims: Mapping[str, Any], issuer: Issuer, now_s: float) -> TokenFact
     if issuer.max_lifetime_s and expires - _seconds(claims, "iat", required=True) > issuer.max_lifetime_s:
         raise UnauthenticatedError("token_lifetime_too_long", "the token lives longer than is accepted")
     subject = claims.get("sub", claims.get("client_id"))
-    if not isinstance(subject, str) or not 0 < len(subject) <= 512:
+    if not isinstance(subject, str) or not 0 < len(subject) <= 512 or not subject.isprintable():
         raise UnauthenticatedError("token_claims_invalid", "the token names no subject")
     return TokenFacts(
         issuer=issuer.issuer,

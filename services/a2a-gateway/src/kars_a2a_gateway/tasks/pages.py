@@ -22,6 +22,7 @@ DEFAULT_SIZE = 50
 MAX_SIZE = 100
 _MAX_TOKEN_CHARS = 1024
 _TAG_BYTES = 16
+_MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,5 +122,6 @@ def _where(owner: Owner, request: ListTasksRequest) -> tuple[str, list[Value]]:
         values.append(int(request.status))
     if request.HasField("status_timestamp_after"):
         where += " AND updated_ns >= ?"
-        values.append(request.status_timestamp_after.ToNanoseconds())
+        # A time that no 64 bits hold is after, or before, every task.
+        values.append(max(0, min(request.status_timestamp_after.ToNanoseconds(), _MAX_INTEGER)))
     return where, values

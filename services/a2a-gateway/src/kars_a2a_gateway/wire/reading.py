@@ -82,9 +82,8 @@ def check_request(request: Message, bounds: MessageBounds) -> None:
     if violations:
         names = ", ".join(violation.field for violation in violations[:8])
         raise A2AError(Kind.INVALID_PARAMS, f"required: {names}", violations=violations[:32])
-    for name in ("id", "task_id", "context_id", "message_id"):
-        if len(getattr(request, name, "")) > MAX_ID_CHARS:
-            raise invalid(f"an id has at most {MAX_ID_CHARS} characters", name)
+    for name in ("id", "task_id", "context_id"):
+        _check_id(getattr(request, name, ""), name)
     history = getattr(request, "history_length", 0)
     if history < 0:
         raise invalid("history length must not be negative", "historyLength")
@@ -95,8 +94,10 @@ def check_request(request: Message, bounds: MessageBounds) -> None:
 def _check_send(request: SendMessageRequest, bounds: MessageBounds) -> None:
     message = request.message
     for name in ("message_id", "task_id", "context_id"):
-        if len(getattr(message, name)) > MAX_ID_CHARS:
-            raise invalid(f"an id has at most {MAX_ID_CHARS} characters", f"message.{name}")
+        _check_id(getattr(message, name), f"message.{name}")
+    for task_id in message.reference_task_ids:
+        _check_id(task_id, "message.referenceTaskIds")
+    _check_id(request.configuration.task_push_notification_config.id, "taskPushNotificationConfig.id")
     if len(message.parts) > bounds.max_parts:
         raise invalid(f"a message has at most {bounds.max_parts} parts", "message.parts")
     for index, part in enumerate(message.parts):
@@ -106,6 +107,12 @@ def _check_send(request: SendMessageRequest, bounds: MessageBounds) -> None:
         raise invalid(f"at most {MAX_REFERENCES} tasks are referred to", "message.referenceTaskIds")
     if request.configuration.history_length < 0:
         raise invalid("history length must not be negative", "configuration.historyLength")
+
+
+def _check_id(value: str, name: str) -> None:
+    """Refuse an id that cannot be stored, or shown, as it is."""
+    if len(value) > MAX_ID_CHARS or not value.isprintable():
+        raise invalid(f"an id has at most {MAX_ID_CHARS} printable characters", name)
 
 
 @dataclass(frozen=True)
