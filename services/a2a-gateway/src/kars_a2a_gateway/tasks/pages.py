@@ -105,10 +105,8 @@ class Pager:
 
 
 def _question(owner: Owner, request: ListTasksRequest) -> bytes:
-    after = (
-        request.status_timestamp_after.ToNanoseconds() if request.HasField("status_timestamp_after") else 0
-    )
-    return orjson.dumps([owner.agent, owner.principal, request.context_id, int(request.status), after])
+    after_ns = _after_ns(request)
+    return orjson.dumps([owner.agent, owner.principal, request.context_id, int(request.status), after_ns])
 
 
 def _where(owner: Owner, request: ListTasksRequest) -> tuple[str, list[Value]]:
@@ -122,6 +120,12 @@ def _where(owner: Owner, request: ListTasksRequest) -> tuple[str, list[Value]]:
         values.append(int(request.status))
     if request.HasField("status_timestamp_after"):
         where += " AND updated_ns >= ?"
-        # A time that no 64 bits hold is after, or before, every task.
-        values.append(max(0, min(request.status_timestamp_after.ToNanoseconds(), _MAX_INTEGER)))
+        values.append(_after_ns(request))
     return where, values
+
+
+def _after_ns(request: ListTasksRequest) -> int:
+    """Return the time filter; one that no 64 bits hold is after, or before, every task."""
+    if not request.HasField("status_timestamp_after"):
+        return 0
+    return max(0, min(request.status_timestamp_after.ToNanoseconds(), _MAX_INTEGER))
