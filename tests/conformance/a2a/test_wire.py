@@ -41,6 +41,8 @@ def post(stand: Stand, body: Any, **headers: str) -> httpx.Response:
         (rpc("ListTasks", {"statusTimestampAfter": "yesterday"}), -32602),
         (rpc("ListTasks", {"contextId": "a\nb"}), -32602),
         (rpc("SendMessage", message("echo", messageId="a\u0000b")), -32602),
+        (rpc("SendMessage", message("echo", role=100)), -32602),
+        (rpc("ListTasks", {"status": 100}), -32602),
         (rpc("SendMessage", message("echo", referenceTaskIds=["a\u0000b"])), -32602),
         (rpc("SendMessage", {"message": {"messageId": "m", "role": "ROLE_USER", "parts": []}}), -32602),
         (rpc("SendMessage", {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{}]}}), -32602),

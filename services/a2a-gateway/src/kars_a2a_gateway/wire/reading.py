@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from a2a.types import SendMessageRequest
+from a2a.types import ListTasksRequest, Role, SendMessageRequest, TaskState
 from google.api import field_behavior_pb2  # type: ignore[import-untyped]  # ships no stubs
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -87,6 +87,8 @@ def check_request(request: Message, bounds: MessageBounds) -> None:
     history = getattr(request, "history_length", 0)
     if history < 0:
         raise invalid("history length must not be negative", "historyLength")
+    if isinstance(request, ListTasksRequest) and request.status not in TaskState.values():
+        raise invalid("no such state", "status")
     if isinstance(request, SendMessageRequest):
         _check_send(request, bounds)
 
@@ -98,6 +100,8 @@ def _check_send(request: SendMessageRequest, bounds: MessageBounds) -> None:
     for task_id in message.reference_task_ids:
         _check_id(task_id, "message.referenceTaskIds")
     _check_id(request.configuration.task_push_notification_config.id, "taskPushNotificationConfig.id")
+    if message.role not in Role.values():
+        raise invalid("no such role", "message.role")
     if len(message.parts) > bounds.max_parts:
         raise invalid(f"a message has at most {bounds.max_parts} parts", "message.parts")
     for index, part in enumerate(message.parts):
