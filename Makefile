@@ -4,10 +4,10 @@ SHELL := /bin/sh
 BIN := .venv/bin
 
 .PHONY: help setup demo test test-packages lint fmt proto proto-accept crds clean
-.PHONY: bench-router bench-mesh bench-egress chaos-relay chaos-egress soak-mesh
+.PHONY: bench-router bench-mesh bench-egress bench-a2a chaos-relay chaos-egress chaos-a2a soak-mesh
 
 help: ## show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install uv and the locked environments (no root needed)
 	@tools/bootstrap
@@ -56,12 +56,19 @@ soak-mesh: setup ## two mesh peers under an adversarial network, 10,000 steps fo
 	@for seed in $(or $(SEEDS),1 2 3 4 5); do \
 	  KARS_SOAK_SEED=$$seed KARS_SOAK_STEPS=$(or $(STEPS),10000) \
 	  $(BIN)/pytest -q --timeout 3600 sdk/tests/mesh/test_adversary.py -k long_random_walk || exit 1; done
+
 chaos-egress: setup test-packages ## 10,000 connections of one sandbox; another is served all the while (root)
 	@KARS_TEST_EGRESS_CONNECTIONS=10000 $(BIN)/pytest -q tests/redteam/egress/test_network.py -k many_connections
 
 bench-egress: setup ## egress against bare Envoy, pushes to 10,000 sandboxes, 400,000 blocked domains (root)
 	@tools/debian-packages wrk
 	@$(BIN)/python -W ignore -m tests.bench.egress.run
+
+bench-a2a: setup ## A2A gateway against the sample agent called directly; writes build/bench/a2a.json
+	@$(BIN)/python tests/bench/a2a/run.py
+
+chaos-a2a: setup ## kill -9 of the A2A gateway while it streams and pushes wait, twenty times
+	@KARS_CHAOS_ROUNDS=20 $(BIN)/pytest -q tests/conformance/a2a/test_kill.py
 
 clean: ## remove everything that was built or installed here
 	@rm -rf build .venv .venvs .bootstrap proto/gen proto/gen.new .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding=
 def test_readme_names_every_command_and_no_other() -> None:
     known = set(get_command(app.build()).commands)  # type: ignore[attr-defined]  # a group, at run time
     table = README.split("## Inside")[0]
-    assert set(re.findall(r"`kars ([a-z]+)", table)) == known
+    assert set(re.findall(r"`kars ([a-z0-9]+)", table)) == known
 
 
 def test_readme_and_help_say_the_same_exit_codes() -> None:

@@ -4,6 +4,7 @@ import typer
 
 from kars_cli import exits
 from kars_cli.commands import (
+    a2a,
     apply,
     approvals,
     audit,
@@ -46,6 +47,7 @@ def build() -> typer.Typer:
     app.add_typer(mesh.app, name="mesh")
     app.add_typer(egress.app, name="egress")
     app.command("trace")(trace.trace)
+    app.add_typer(a2a.app, name="a2a")
     app.command("doctor")(doctor.doctor)
     app.command("version")(version.version)
     return app

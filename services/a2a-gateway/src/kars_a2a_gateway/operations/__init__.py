@@ -1,0 +1,1 @@
+"""What A2A can be asked: the same for all bindings."""

@@ -1,0 +1,1 @@
+"""What is exposed, and to whom: the gateway's policy, compiled."""

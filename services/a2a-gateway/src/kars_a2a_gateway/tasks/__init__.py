@@ -1,0 +1,1 @@
+"""Tasks: who owns them, what they are now, and following them while they run."""
