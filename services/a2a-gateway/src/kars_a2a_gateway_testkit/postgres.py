@@ -49,7 +49,7 @@ class PostgresServer:
         self._run(binaries / "initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8", "-N")
         log = (self._directory / "log").open("wb")
         with log:
-            self._process = subprocess.Popen(  # noqa: S603  # a binary of the wheel
+            self._process = subprocess.Popen(  # a binary of the wheel
                 [
                     *self._prefix,
                     str(binaries / "postgres"),
@@ -98,7 +98,7 @@ class PostgresServer:
         return self._directory / package.name / "pginstall" / "bin"
 
     def _run(self, *command: str | Path) -> None:
-        result = subprocess.run(  # noqa: S603  # a binary of the wheel
+        result = subprocess.run(  # a binary of the wheel
             [*self._prefix, *(str(part) for part in command)],
             cwd=self._directory,
             capture_output=True,
@@ -112,4 +112,4 @@ class PostgresServer:
         probe = [str(binaries / "pg_isready"), "-h", str(self._directory), "-q"]
         if not Path(probe[0]).exists():
             return True
-        return subprocess.run(probe, check=False, timeout=10).returncode == 0  # noqa: S603  # as above
+        return subprocess.run(probe, check=False, timeout=10).returncode == 0  # as above

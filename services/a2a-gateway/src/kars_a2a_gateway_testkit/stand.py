@@ -223,7 +223,7 @@ def _start(
     ports = directory / "ports.json"
     ports.unlink(missing_ok=True)
     with (directory / "output.txt").open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603  # our own modules
+        process = subprocess.Popen(  # our own modules
             [sys.executable, "-m", module, *arguments],
             env={**os.environ, **environment},
             stdout=output,

@@ -23,13 +23,13 @@ _LOST = (grpc.aio.AioRpcError, ConnectionError, TimeoutError, asyncio.InvalidSta
 async def attached(peer: TestPeer, ports: Ports) -> PeerStream:
     """Attach somewhere, however long it takes."""
     while True:
-        stream = PeerStream(peer, random.choice(ports()))  # noqa: S311 - any replica will do
+        stream = PeerStream(peer, random.choice(ports()))
         try:
             await stream.open()
             return await stream.connect()
         except _LOST:
             await stream.close()
-            await asyncio.sleep(random.uniform(0.02, 0.1))  # noqa: S311
+            await asyncio.sleep(random.uniform(0.02, 0.1))
 
 
 class Sender:

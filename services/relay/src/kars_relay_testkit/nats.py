@@ -53,7 +53,7 @@ class NatsServers:
         config.write_text(self._config(number))
         with (self.directory / f"nats-{number}.log").open("ab") as log:
             command = [server_binary(), "-c", str(config)]
-            self._running[number] = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+            self._running[number] = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
