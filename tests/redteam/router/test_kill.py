@@ -1,6 +1,7 @@
 """SIGKILL amid 200 concurrent calls, three times: nothing acknowledged is lost, nothing refunded."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import orjson
@@ -57,19 +58,20 @@ def used_today(router: RouterProcess) -> int:
 
 @pytest.mark.timeout(120)
 def test_kill_9_amid_200_calls_three_times(provider: FakeProvider, tmp_path: Path) -> None:
-    # Every third call hangs at the provider for a while, so that the kill meets calls in every state.
+    # Every third call hangs at the provider until the router is dead, every fifth breaks off: the kill meets
+    # calls in every state, however fast the router is.
     served = 0
+    dead = threading.Event()
 
     def reply(body: dict[str, object]) -> Reply:
         nonlocal served
         served += 1
         answer = sse_completion(["a", "b"]) if body.get("stream") else completion()
+        parts = [*answer.parts[:-1], b" " * 10, answer.parts[-1]]
         if served % 3 == 0:
-            return Reply(
-                parts=[*answer.parts[:-1], b" " * 10, answer.parts[-1]],
-                content_type=answer.content_type,
-                cut=True,
-            )
+            return Reply(parts=parts, content_type=answer.content_type, gate=dead)
+        if served % 5 == 0:
+            return Reply(parts=parts, content_type=answer.content_type, cut=True)
         return answer
 
     provider.default = reply
@@ -82,7 +84,9 @@ def test_kill_9_amid_200_calls_three_times(provider: FakeProvider, tmp_path: Pat
             router.start()
             before = used_today(router)
             crowd = Crowd(router.port, generation)
+            dead.clear()
             asyncio.run(crowd.all_until_killed(router))
+            dead.set()
             acknowledged |= crowd.acknowledged
             assert router.verified()
             settled = {
@@ -105,6 +109,7 @@ def test_kill_9_amid_200_calls_three_times(provider: FakeProvider, tmp_path: Pat
         sequence = [record["seq"] for record in router.records()]
         assert sequence == list(range(len(sequence)))
     finally:
+        dead.set()
         router.stop()
 
 

@@ -30,7 +30,6 @@ _CALL_TIMEOUT_S = 15.0
 _SUBMIT_TIMEOUT_S = 45.0
 _HELLO_TIMEOUT_S = 30.0
 _PROTOBUF = "application/x-protobuf"
-_FINAL = FATAL_REASONS | {"mesh_not_enabled", "policy_denied", "no_policy_in_force"}
 _Response = TypeVar("_Response", bound=Message)
 
 
@@ -94,7 +93,7 @@ class Door:
             end = {}
         reason = str(end.get("reason") or "deliver_ended")[:64]
         message = str(end.get("message") or "the router ended the delivery")[:256]
-        return TransportError(reason, message, fatal=reason in _FINAL)
+        return TransportError(reason, message, fatal=reason in FATAL_REASONS)
 
     async def submit(self, request: relay_pb2.AttachRequest) -> relay_pb2.AttachResponse:
         """Post one frame whose answer is a frame."""
@@ -227,7 +226,7 @@ def _refused(answer: httpx2.Response) -> TransportError:
     return TransportError(
         reason,
         message,
-        fatal=reason in _FINAL,
+        fatal=reason in FATAL_REASONS,
         retry_after_s=float(retry) if retry.isdecimal() and len(retry) < 6 else 0,
     )
 
