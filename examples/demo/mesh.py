@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,14 +98,14 @@ def prove(
     relay = json.loads(platform.kars("mesh", "status", "-o", "json"))["endpoint"]
     with Wire(int(relay.rpartition(":")[2])).listening() as wire:
         step(f"{agent} hands its report to {REVIEWER}, an agent on another framework")
-        talked = platform.run("connect", agent, "-m", "Send the incident report to the reviewer.")
+        platform.run("connect", agent, "-m", "Send the incident report to the reviewer.")
         step("and a file of 20 MiB")
         big = _big_file(platform, agent)
         step(f"{REVIEWER} is stopped; a message is sent to it meanwhile")
         delivered_late, stored = _send_while_down(platform, agent, manifests, scratch, canary)
     step("a stranger knocks")
     return [
-        _delivery(platform, agent, talked, big, late=delivered_late),
+        _delivery(platform, agent, big, late=delivered_late),
         _secrecy(platform, wire, canary, big, stored),
         _stranger(platform, scratch, manifests),
     ]
@@ -141,16 +140,18 @@ def _send_while_down(
     return bool(wait_for("the message after the restart", there, deadline_s=60)), stored
 
 
-def _delivery(
-    platform: Platform, agent: str, talked: "subprocess.CompletedProcess[str]", big: Path, *, late: bool
-) -> Proof:
+def _delivery(platform: Platform, agent: str, big: Path, *, late: bool) -> Proof:
     incoming = platform.pod(REVIEWER) / "workspace" / "incoming"
     report = platform.pod(agent) / "workspace" / "reports" / "incident-report.md"
     same = [
         (incoming / source.name).is_file() and (incoming / source.name).read_bytes() == source.read_bytes()
         for source in (report, big)
     ]
-    answered = talked.returncode == 0 and "delivered_and_replied" in talked.stdout
+    # What the model says about it proves nothing: the answer must lie in the asker's own inbox.
+    inbox = _tool(platform, agent, "kars_mesh_inbox", unread_only=False, mark_read=False)
+    answered = any(
+        str(letter.get("from", "")).endswith(f"/{REVIEWER}") for letter in inbox.get("messages", ())
+    )
     held = all(same) and answered and late
     return Proof(
         control="agent mesh",

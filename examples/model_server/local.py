@@ -64,7 +64,7 @@ class LocalModel:
             )
         if not call.arguments:
             return call
-        names = {name: {"type": "string", "enum": [value]} for name, value in call.arguments.items()}
+        names = {name: {"enum": [value]} for name, value in call.arguments.items()}
         schema = {"type": "object", "properties": names, "required": list(names)}
         said = self._complete(
             f"Call {call.name}.", 60, {"type": "json_schema", "json_schema": {"schema": schema}}
