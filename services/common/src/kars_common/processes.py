@@ -1,6 +1,7 @@
 """What a service asks of its own process at start."""
 
 import resource
+import sys
 
 
 def raise_open_files() -> int:
@@ -12,4 +13,4 @@ def raise_open_files() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
